@@ -1,0 +1,113 @@
+"""Files that are either whole or absent: write to a temporary name, flush, rename."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from lrd_deploy.errors import StorageError
+
+_TEMPORARY = ".partial-"
+
+
+@contextlib.contextmanager
+def storage_errors(doing: str, path: Path) -> Iterator[None]:
+    """Turns an OSError inside the block into a `StorageError` about `path`."""
+    try:
+        yield
+    except OSError as exc:
+        raise StorageError(
+            f"{doing} '{path}'",
+            found=exc.strerror or str(exc),
+            accepted="a folder on a disk with room, which this user may read and write",
+            remedy="choose another path, mend its permissions, or free space",
+        ) from exc
+
+
+def write_whole(path: Path, write: Callable[[Path], None]) -> Path:
+    """Lets `write` fill a temporary file beside `path`, then renames it to `path`.
+
+    Raises:
+        StorageError: the folder or the disk refuses.
+    """
+    with storage_errors("writing", path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{path.name}")
+        try:
+            write(temporary)
+            _flush_to_disk(temporary)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    return path
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Writes `text` as UTF-8, whole or not at all."""
+    return write_whole(path, lambda temporary: _write_bytes(temporary, text.encode()))
+
+
+def write_bytes(path: Path, data: bytes) -> Path:
+    """Writes `data`, whole or not at all."""
+    return write_whole(path, lambda temporary: _write_bytes(temporary, data))
+
+
+def read_bytes(path: Path) -> bytes:
+    """Returns a file's bytes.
+
+    Raises:
+        StorageError: the file is absent, is a folder, or may not be read.
+    """
+    with storage_errors("reading", path):
+        return path.read_bytes()
+
+
+def write_folder_whole(folder: Path, fill: Callable[[Path], None]) -> Path:
+    """Lets `fill` write into a temporary folder, then renames it to `folder`, which must not exist yet."""
+    temporary = folder.with_name(f"{_TEMPORARY}{os.getpid()}-{folder.name}")
+    with storage_errors("writing", folder):
+        temporary.mkdir(parents=True)
+        try:
+            fill(temporary)
+            for file in temporary.iterdir():
+                _flush_to_disk(file)
+            os.replace(temporary, folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def remove_partial(folder: Path) -> None:
+    """Removes what a killed process left half written anywhere below `folder`."""
+    for leftover in list(folder.rglob(f"{_TEMPORARY}*")):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
+def sha256_of(path: Path) -> str:
+    """Returns the hexadecimal SHA-256 of a file, or of a folder's files and their relative names."""
+    with storage_errors("reading", path):
+        if path.is_dir():
+            files = sorted(file for file in path.rglob("*") if file.is_file())
+            listing = "\n".join(f"{file.relative_to(path)} {sha256_of(file)}" for file in files)
+            return hashlib.sha256(listing.encode()).hexdigest()
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _write_bytes(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
+
+
+def _flush_to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
