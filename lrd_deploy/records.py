@@ -206,7 +206,10 @@ class NodeOrigin(Record):
 
 
 class OutputDifference(Record):
-    """How far one set of outputs is from another, over all values of all batches tried."""
+    """How far one set of outputs is from another, over all values of all batches tried.
+
+    `passed` when `relative_l2` is at most `tolerance`, which rounding in the given precision explains.
+    """
 
     max_abs: float
     relative_l2: float
@@ -218,7 +221,7 @@ class OutputDifference(Record):
 
 
 class ExportedModel(Record):
-    """An ONNX file that was re-read and checked after writing."""
+    """An ONNX file that was re-read and checked after writing; `difference` is against the PyTorch model."""
 
     path: Path
     sha256: str
@@ -227,7 +230,7 @@ class ExportedModel(Record):
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     origins: tuple[NodeOrigin, ...]
-    difference: OutputDifference
+    difference: OutputDifference | None = None
 
 
 class Applied(Record):

@@ -1,0 +1,117 @@
+"""Baseline against candidate, measured so that the ratio can be believed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import exp
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lrd_deploy.bench.environment import environment
+from lrd_deploy.bench.launch import LaunchPlan, LaunchSamples, balanced_orders
+from lrd_deploy.bench.process import run_worker
+from lrd_deploy.bench.statistics import block_log_ratio, median, percentile_bound, ratio_with_interval
+from lrd_deploy.observer import Observer, SilentObserver
+from lrd_deploy.recipe.settings import Bench
+from lrd_deploy.records import Comparison, Latency, Ratio
+
+ARMS = ("base", "candidate", "control")
+_CONTROL_LIMIT = 0.03
+_ARM_SECONDS, _SOLO_SECONDS = 1.0, 0.4
+
+
+def compare(
+    base: Path,
+    candidate: Path,
+    inputs: Mapping[str, NDArray[np.generic]],
+    settings: Bench,
+    observer: Observer | None = None,
+) -> tuple[Comparison, tuple[LaunchSamples, ...]]:
+    """Measures how much faster `candidate` is than `base`, on ONNX Runtime.
+
+    Every launch is a fresh process that loads base, candidate and a second copy of base (the control), times them in
+    interleaved blocks, then base and candidate alone. Load order and direction are counterbalanced over launches.
+
+    Args:
+        base: an ONNX file.
+        candidate: an ONNX file with the same inputs.
+        inputs: one batch, by input name.
+        settings: launches, rounds and threads; the batch is that of `inputs`.
+        observer: hears of every finished launch.
+
+    Returns:
+        The comparison, and every launch's raw samples.
+
+    Raises:
+        BackendError: a worker failed, or refused one of the models.
+    """
+    observer = observer or SilentObserver()
+    launches = []
+    with TemporaryDirectory(prefix="lrd-deploy-") as folder:
+        stored = Path(folder, "inputs.npz")
+        np.savez(stored, **inputs)
+        arms = dict(zip(ARMS, (base.resolve(), candidate.resolve(), base.resolve()), strict=True))
+        for number, (order, reverse) in enumerate(balanced_orders(ARMS, settings.launches)):
+            plan = LaunchPlan(
+                arms=arms,
+                load_order=order,
+                reverse_first=reverse,
+                inputs=stored,
+                backend="onnxruntime",
+                threads=settings.threads,
+                rounds=settings.rounds,
+                arm_seconds=_ARM_SECONDS,
+                solo_seconds=_SOLO_SECONDS,
+            )
+            launches.append(run_worker("lrd_deploy.bench.worker", plan, LaunchSamples, threads=settings.threads))
+            observer.progress("measuring inference", number + 1, settings.launches)
+    batch = len(next(iter(inputs.values())))
+    return conclude(launches, batch=batch, threads=settings.threads), tuple(launches)
+
+
+def conclude(launches: Sequence[LaunchSamples], *, batch: int, threads: int) -> Comparison:
+    """Returns what the samples say; pure, so that stored samples can be judged again."""
+    speedups = [block_log_ratio(launch.blocks["base"], launch.blocks["candidate"]) for launch in launches]
+    controls = [block_log_ratio(launch.blocks["base"], launch.blocks["control"]) for launch in launches]
+    control = ratio_with_interval(controls)
+    return Comparison(
+        base=_latency(launches, "base", batch),
+        candidate=_latency(launches, "candidate", batch),
+        speedup=ratio_with_interval(speedups),
+        control=control,
+        backend="onnxruntime",
+        batch=batch,
+        threads=threads,
+        per_launch_speedup=tuple(exp(value) for value in speedups),
+        warnings=_warnings(launches, control),
+        environment=environment(),
+    )
+
+
+def _latency(launches: Sequence[LaunchSamples], arm: str, batch: int) -> Latency:
+    samples = [nanoseconds / 1e6 for launch in launches for nanoseconds in launch.solo[arm]]
+    return Latency(
+        min_ms=min(samples),
+        p50_ms=median(samples),
+        p90_ms=percentile_bound(samples, 0.9),
+        p99_ms=percentile_bound(samples, 0.99),
+        cold_start_ms=median([launch.cold_start_ns[arm] / 1e6 for launch in launches]),
+        throughput_per_s=batch / (median(samples) / 1e3),
+        samples=len(samples),
+    )
+
+
+def _warnings(launches: Sequence[LaunchSamples], control: Ratio) -> tuple[str, ...]:
+    warnings = []
+    if abs(control.estimate - 1) > _CONTROL_LIMIT:
+        warnings.append(
+            f"the control, base against itself, came out at {control.estimate:.3f}: "
+            "the machine was too busy to trust a difference of that size"
+        )
+    unsettled = sum(not launch.warmup_converged for launch in launches)
+    if unsettled:
+        warnings.append(f"latency had not settled after 3 s of warm-up in {unsettled} of {len(launches)} launches")
+    return tuple(warnings)

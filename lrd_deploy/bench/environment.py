@@ -1,0 +1,52 @@
+"""What machine this is, and what is installed: a number without it means little."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+
+from lrd_deploy.records import Environment
+
+_PACKAGES = ("lrd-deploy", "torch", "onnx", "onnxruntime-gpu", "onnxruntime", "numpy", "transformers", "accelerate")
+
+
+def environment() -> Environment:
+    """Returns this machine's description.
+
+    The fingerprint covers the processor, its instruction sets, the cores and the inference runtime; not clock
+    frequencies, which differ from boot to boot.
+    """
+    cpu, instructions = _processor()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    packages = {name: version for name in _PACKAGES if (version := _version(name))}
+    runtime = packages.get("onnxruntime-gpu") or packages.get("onnxruntime") or "none"
+    stable = "\n".join((cpu, instructions, str(cores), platform.system(), platform.machine(), runtime))
+    return Environment(
+        cpu=cpu,
+        cores=cores,
+        system=f"{platform.system()} {platform.machine()}",
+        python=platform.python_version(),
+        packages=packages,
+        fingerprint=hashlib.sha256(stable.encode()).hexdigest()[:16],
+    )
+
+
+def _processor() -> tuple[str, str]:
+    """The processor's name and instruction sets, as far as the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine(), ""
+    fields = dict(reversed([line.split(":", 1) for line in lines if ":" in line]))
+    named = {key.strip(): value.strip() for key, value in fields.items()}
+    return named.get("model name") or platform.machine(), named.get("flags") or named.get("Features") or ""
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

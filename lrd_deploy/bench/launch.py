@@ -1,0 +1,116 @@
+"""One launch: all arms in one fresh process, in interleaved blocks. Pure but for the sessions and the clock it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from math import ceil
+from pathlib import Path
+
+from lrd_deploy.bench.statistics import median
+from lrd_deploy.records import Record
+
+Call = Callable[[], object]
+Clock = Callable[[], int]  # nanoseconds
+
+_BLOCK_MS = 10.0  # blocks shorter than this are mostly the first call after a switch
+_MAX_CALLS = 50
+
+
+class LaunchPlan(Record):
+    """What one launch does. `load_order` and `reverse_first` are what is counterbalanced between launches."""
+
+    arms: dict[str, Path]
+    load_order: tuple[str, ...]
+    reverse_first: bool
+    inputs: Path
+    backend: str
+    threads: int
+    rounds: int
+    arm_seconds: float
+    solo_seconds: float
+
+
+class LaunchSamples(Record):
+    """Raw nanoseconds: `blocks` by arm and round, `solo` by arm; `cold_start_ns` from loading to the first result."""
+
+    load_order: tuple[str, ...]
+    calls_per_block: int
+    warmup_converged: bool
+    blocks: dict[str, tuple[tuple[int, ...], ...]]
+    solo: dict[str, tuple[int, ...]]
+    cold_start_ns: dict[str, int]
+
+
+def interleave(
+    calls: Mapping[str, Call], clock: Clock, *, rounds: int, arm_seconds: float, reverse_first: bool
+) -> tuple[dict[str, tuple[tuple[int, ...], ...]], int, bool]:
+    """Times all arms in rounds of one block each, forwards and backwards in turn: A B, B A, A B, …
+
+    A block is one discarded call, which pays for the switch, then the timed ones. Calls per block fill 10 ms of the
+    slowest arm; rounds shrink where they would take longer than `arm_seconds` per arm.
+
+    Returns:
+        Samples by arm and round, calls per block, and whether every arm's warm-up converged.
+    """
+    warmups = {name: warm_up(call, clock) for name, call in calls.items()}
+    slowest_ms = max(latency for latency, _ in warmups.values())
+    per_block = min(max(ceil(_BLOCK_MS / slowest_ms), 3), _MAX_CALLS)
+    affordable = int(arm_seconds * 1e3 / (slowest_ms * (per_block + 1)))
+    rounds = min(rounds, max(affordable, 8))
+    blocks: dict[str, list[tuple[int, ...]]] = {name: [] for name in calls}
+    order = list(calls)
+    for number in range(rounds):
+        backwards = (number % 2 == 1) != reverse_first
+        for name in reversed(order) if backwards else order:
+            calls[name]()
+            blocks[name].append(timed(calls[name], clock, per_block))
+    return (
+        {name: tuple(samples) for name, samples in blocks.items()},
+        per_block,
+        all(converged for _, converged in warmups.values()),
+    )
+
+
+def warm_up(call: Call, clock: Clock, *, window: int = 10, most_seconds: float = 3.0) -> tuple[float, bool]:
+    """Calls until two windows' medians differ by less than 2 %, for 0.1 s at least.
+
+    Returns:
+        The last window's median in milliseconds, and whether it converged in time.
+    """
+    started, previous = clock(), None
+    while True:
+        latest = median(timed(call, clock, window)) / 1e6
+        elapsed = (clock() - started) / 1e9
+        if previous is not None and abs(latest - previous) < 0.02 * previous and elapsed >= 0.1:
+            return latest, True
+        if elapsed >= most_seconds:
+            return latest, False
+        previous = latest
+
+
+def solo(call: Call, clock: Clock, seconds: float) -> tuple[int, ...]:
+    """Times one arm alone, back to back, for at least that long and at least 20 calls."""
+    samples: list[int] = []
+    started = clock()
+    while len(samples) < 20 or clock() - started < seconds * 1e9:
+        samples.extend(timed(call, clock, 5))
+    return tuple(samples)
+
+
+def timed(call: Call, clock: Clock, times: int) -> tuple[int, ...]:
+    """Returns the duration of each of so many calls, in nanoseconds."""
+    samples = []
+    for _ in range(times):
+        started = clock()
+        call()
+        samples.append(clock() - started)
+    return tuple(samples)
+
+
+def balanced_orders(arms: Sequence[str], launches: int) -> list[tuple[tuple[str, ...], bool]]:
+    """Returns a load order and a first direction per launch, so that no arm is favoured.
+
+    Every arm is loaded before every other in half of the launches: the session created first tends to be slower.
+    """
+    forwards, backwards = tuple(arms), tuple(reversed(arms))
+    return [(forwards if g % 2 == 0 else backwards, (g // 2) % 2 == 1) for g in range(launches)]

@@ -1,0 +1,6 @@
+"""Inference engines behind one protocol."""
+
+from lrd_deploy.engines.backend import Backend, BuildSettings, Session, SessionSettings
+from lrd_deploy.engines.catalogue import BACKENDS, builder, runtime
+
+__all__ = ["BACKENDS", "Backend", "BuildSettings", "Session", "SessionSettings", "builder", "runtime"]

@@ -1,0 +1,82 @@
+"""What every inference engine offers here: build an artefact, load it, run it, say what it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lrd_deploy.records import EngineArtifact, Record
+
+Arrays = Mapping[str, NDArray[np.generic]]
+
+
+class BuildSettings(Record):
+    """How to build: the batches an engine must take, and the GPU generations it is for, such as "8.6"."""
+
+    min_batch: int = 1
+    opt_batch: int = 8
+    max_batch: int = 64
+    compute_capabilities: tuple[str, ...] = ()
+
+
+class SessionSettings(Record):
+    """How to run. `spin_between_calls` is ONNX Runtime's default, and slows every other session on the machine."""
+
+    threads: int = 1
+    spin_between_calls: bool = False
+
+
+class BackendStatus(Record):
+    """Whether a backend works on this machine, and what to do where it does not."""
+
+    name: str
+    builds: bool
+    runs: bool
+    version: str | None
+    detail: str
+
+
+class Session(Protocol):
+    """A loaded engine."""
+
+    def run(self, inputs: Arrays) -> dict[str, NDArray[np.generic]]:
+        """Returns the outputs by name."""
+
+    def bind(self, inputs: Arrays) -> Callable[[], object]:
+        """Returns a call that runs on these inputs with nothing else in it: this is what gets timed."""
+
+
+class Backend(Protocol):
+    """Common to every backend."""
+
+    name: str
+
+    def describe(self) -> BackendStatus:
+        """Says what works here; never raises."""
+
+
+class Builder(Backend, Protocol):
+    """A backend that turns an ONNX file into an engine on this machine."""
+
+    def build(self, model: Path, engine: Path, settings: BuildSettings) -> EngineArtifact:
+        """Writes an engine.
+
+        Raises:
+            MissingPackage: the backend is not installed.
+            BackendError: the backend refuses the model.
+        """
+
+
+class Runtime(Backend, Protocol):
+    """A backend that runs models on this machine."""
+
+    def load(self, model: Path, settings: SessionSettings) -> Session:
+        """Loads an ONNX file, or an engine that this backend built.
+
+        Raises:
+            BackendError: the backend refuses the file.
+        """

@@ -1,0 +1,1 @@
+"""PyTorch to ONNX, with node names that lead back to the module."""

@@ -1,0 +1,89 @@
+"""Reading, checking and writing ONNX files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import ModelProto, ValueInfoProto
+
+from lrd_deploy.errors import InputError
+from lrd_deploy.files import read_bytes, write_bytes, write_text
+from lrd_deploy.records import TensorInfo
+
+_PROTOBUF_LIMIT_BYTES = 2**31 - 1
+
+
+def read_model(path: Path) -> ModelProto:
+    """Returns the model in a file, its external data included, after a structural check.
+
+    Raises:
+        StorageError: the file cannot be read.
+        InputError: it is no valid ONNX model.
+    """
+    doing = f"reading the ONNX model '{path}'"
+    try:
+        model = onnx.load_model_from_string(read_bytes(path))
+        onnx.load_external_data_for_model(model, str(path.parent))
+        onnx.checker.check_model(model)
+    except (DecodeError, onnx.checker.ValidationError, ValueError, FileNotFoundError) as exc:
+        raise InputError(
+            doing,
+            found=" ".join(str(exc).split())[:400] or type(exc).__name__,
+            accepted="a valid ONNX model",
+            remedy="export it again; a download may have been cut short",
+        ) from exc
+    if not model.graph.node:
+        raise InputError(doing, found="an empty graph", accepted="a graph with nodes", remedy="export it again")
+    return model
+
+
+def write_model(model: ModelProto, path: Path) -> Path:
+    """Checks a model fully, writes it whole or not at all, and returns the path.
+
+    Raises:
+        InputError: the model is invalid, or above protobuf's 2 GiB.
+        StorageError: the file cannot be written.
+    """
+    if model.ByteSize() > _PROTOBUF_LIMIT_BYTES:
+        raise InputError(
+            f"writing the ONNX model '{path}'",
+            found=f"{model.ByteSize() / 2**30:.1f} GiB in one file",
+            accepted="at most 2 GiB",
+            remedy="factorise more layers, or export a smaller model",
+        )
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as exc:
+        raise InputError(
+            f"checking the ONNX model for '{path}'",
+            found=" ".join(str(exc).split())[:400],
+            accepted="a model that passes ONNX's full check",
+            remedy="report this with the model: a valid model was expected here",
+        ) from exc
+    return write_bytes(path, model.SerializeToString())
+
+
+def write_readable(model: ModelProto, path: Path) -> Path:
+    """Writes a model as ONNX text, which people and `onnx.parser` can read."""
+    return write_text(path, onnx.printer.to_text(model) + "\n")
+
+
+def tensor_info(value: ValueInfoProto) -> TensorInfo:
+    """Returns the name, dtype and shape of a graph input or output."""
+    tensor = value.type.tensor_type
+    dims = tuple(dim.dim_param or dim.dim_value for dim in tensor.shape.dim)
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name if tensor.elem_type else "unknown"
+    return TensorInfo(name=value.name, dtype=dtype, shape=dims)
+
+
+def graph_inputs(model: ModelProto) -> tuple[TensorInfo, ...]:
+    """Returns the inputs a caller must feed: those that are no initializer."""
+    constants = {initializer.name for initializer in model.graph.initializer}
+    return tuple(tensor_info(value) for value in model.graph.input if value.name not in constants)
+
+
+def default_opset(model: ModelProto) -> int:
+    """Returns the version of ONNX's own operator set, 0 where the model imports none."""
+    return next((entry.version for entry in model.opset_import if entry.domain in {"", "ai.onnx"}), 0)

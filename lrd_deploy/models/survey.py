@@ -1,0 +1,148 @@
+"""Finding the layers of a model that can be factorised, and the reason for each that cannot."""
+
+from __future__ import annotations
+
+from collections import Counter
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+
+from lrd_deploy.errors import InputError
+from lrd_deploy.models.layer import Layer
+from lrd_deploy.records import LayerSignature
+
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_OTHER_CONVOLUTIONS = (nn.Conv1d, nn.Conv3d, *_TRANSPOSED)
+
+
+def survey(model: nn.Module, example: Tensor, *, skip: tuple[str, ...] = ()) -> tuple[Layer, ...]:
+    """Returns every linear and convolution layer in the order in which one forward pass reaches it.
+
+    Args:
+        model: any module that takes `example`; it is run once, in eval mode, without gradients.
+        example: one batch of inputs; layer signatures take their spatial sizes from it.
+        skip: glob patterns of layer names that stay dense.
+
+    Raises:
+        InputError: no layer can be factorised.
+    """
+    inputs = _inputs_by_layer(model, example)
+    shared = _shared_parameters(model)
+    attention = _read_by_attention(model)
+    layers = []
+    for name, module in _weighted(model):
+        shapes = inputs.get(name, [])
+        layers.append(
+            Layer(
+                name=name,
+                signature=_signature(module, shapes[0]) if shapes else None,
+                weight=lambda module=module: module.weight.detach().cpu().double().numpy(),
+                refusal=_skipped(name, skip) or attention.get(name) or _refusal(module, shapes, shared),
+            )
+        )
+    order = {name: position for position, name in enumerate(inputs)}
+    layers.sort(key=lambda layer: order.get(layer.name, len(order)))
+    if all(layer.refusal for layer in layers):
+        raise _nothing_to_factorise(model, layers)
+    return tuple(layers)
+
+
+def _nothing_to_factorise(model: nn.Module, layers: list[Layer]) -> InputError:
+    refusals = "; ".join(f"'{layer.name}': {layer.refusal}" for layer in layers[:5])
+    return InputError(
+        f"looking for layers of {type(model).__name__} to factorise",
+        found=refusals or "no linear or 2-D convolution layer",
+        accepted="at least one nn.Linear or nn.Conv2d of one group",
+        remedy="choose another model, or shorten 'skip' in the recipe",
+    )
+
+
+def _read_by_attention(model: nn.Module) -> dict[str, str]:
+    """Names of the layers whose weight PyTorch's own attention reads past `forward`, and the refusal."""
+    modules = [name for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention)]
+    return {f"{name}.out_proj": "nn.MultiheadAttention reads this layer's weight directly" for name in modules}
+
+
+def _weighted(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    kinds = (nn.Linear, nn.Conv2d, *_OTHER_CONVOLUTIONS)
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, kinds)]
+
+
+@torch.no_grad()
+def _inputs_by_layer(model: nn.Module, example: Tensor) -> dict[str, list[tuple[int, ...]]]:
+    """Shapes of every layer's input, a list per layer because a layer may run more than once."""
+    shapes: dict[str, list[tuple[int, ...]]] = {}
+    handles = []
+    for name, module in _weighted(model):
+
+        def record(_module: nn.Module, args: tuple[Tensor, ...], name: str = name) -> None:
+            shapes.setdefault(name, []).append(tuple(args[0].shape))
+
+        handles.append(module.register_forward_pre_hook(record))
+    was_training = model.training
+    try:
+        model.eval()(example)
+    finally:
+        model.train(was_training)
+        for handle in handles:
+            handle.remove()
+    return shapes
+
+
+def _shared_parameters(model: nn.Module) -> set[int]:
+    """Ids of the parameters that more than one module owns."""
+    owners = Counter(id(parameter) for module in model.modules() for parameter in module.parameters(recurse=False))
+    return {parameter for parameter, count in owners.items() if count > 1}
+
+
+def _skipped(name: str, skip: tuple[str, ...]) -> str | None:
+    pattern = next((pattern for pattern in skip if fnmatchcase(name, pattern)), None)
+    return f"the recipe skips '{pattern}'" if pattern else None
+
+
+def _refusal(module: nn.Module, shapes: list[tuple[int, ...]], shared: set[int]) -> str | None:
+    """The first reason why this layer must stay dense, or None."""
+    if isinstance(module, _OTHER_CONVOLUTIONS):
+        return f"{type(module).__name__} has no factorised form here"
+    if isinstance(module, nn.Conv2d) and module.groups > 1:
+        return f"grouped convolution ({module.groups} groups)"
+    if nn.utils.parametrize.is_parametrized(module) or hasattr(module, "weight_g"):
+        return "its weight is parametrised"
+    if not module.weight.is_floating_point():
+        return f"its weight is {module.weight.dtype}, not a float"
+    if id(module.weight) in shared:
+        return "its weight is shared with another layer"
+    if not shapes:
+        return "the example input does not reach it"
+    return None
+
+
+def _signature(module: nn.Module, shape: tuple[int, ...]) -> LayerSignature | None:
+    if isinstance(module, nn.Linear):
+        return LayerSignature(
+            kind="linear", in_channels=module.in_features, out_channels=module.out_features, spatial=shape[1:-1]
+        )
+    if not isinstance(module, nn.Conv2d):
+        return None
+    return LayerSignature(
+        kind="conv2d",
+        in_channels=module.in_channels,
+        out_channels=module.out_channels,
+        kernel=module.kernel_size,
+        stride=module.stride,
+        padding=_padding(module),
+        dilation=module.dilation,
+        groups=module.groups,
+        spatial=shape[2:],
+    )
+
+
+def _padding(module: nn.Conv2d) -> tuple[int, int]:
+    """Padding in pixels at the start of each axis; 'same' is spelled out."""
+    if module.padding == "valid":
+        return (0, 0)
+    if module.padding == "same":
+        height, width = (d * (k - 1) // 2 for d, k in zip(module.dilation, module.kernel_size, strict=True))
+        return (height, width)
+    return module.padding

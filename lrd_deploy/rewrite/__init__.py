@@ -1,0 +1,1 @@
+"""Rewriting ONNX graphs so that every rank is one the hardware likes."""

@@ -1,0 +1,92 @@
+"""`pad_rank`: raise every rank to the next multiple of the quantum, with zeros. The output does not change."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from lrd_deploy.rewrite.factor_chain import (
+    Array,
+    FactorChain,
+    bias,
+    check_chain,
+    find_chains,
+    matrix,
+    set_matrix,
+    weight,
+)
+
+
+@dataclass(frozen=True)
+class PadRank:
+    """Pads the inner channels of a factor chain to multiples of `quantum`.
+
+    pattern:  x ─ down (r×in) ─ up (out×r) ─ y         and the same with a k×k core between two 1×1s
+    rewrite:  x ─ down (r'×in) ─ up (out×r') ─ y       r' the next multiple; new rows and columns are zero
+
+    Exact: the new channels are zero and meet zero weights, so every sum gains only zeros.
+    """
+
+    quantum: int
+    name: str = "pad_rank"
+
+    def match(self, graph: gs.Graph) -> list[FactorChain]:
+        """Every factor chain."""
+        return find_chains(graph)
+
+    def check(self, graph: gs.Graph, chain: FactorChain) -> str | None:
+        """Refuses ranks that are multiples already, and ranks that padding would make as wide as the layer."""
+        refusal = check_chain(graph, chain)
+        if refusal:
+            return refusal
+        if all(rank % self.quantum == 0 for rank in chain.ranks):
+            return f"its {_ranks(chain.ranks)} already on the quantum {self.quantum}"
+        limits = _widths_outside(chain)
+        for rank, limit in zip(self._padded(chain), limits, strict=True):
+            if rank > limit:
+                return f"a rank of {rank} would exceed the layer's {limit} channels"
+        return None
+
+    def rewrite(self, chain: FactorChain) -> str:
+        """Pads every weight of the chain, and the biases of its inner nodes."""
+        before = chain.ranks
+        widths = (None, *self._padded(chain), None)
+        for node, width_in, width_out in zip(chain.nodes, widths, widths[1:], strict=True):
+            _pad_node(node, width_in, width_out, suffix=f"padded_to_{self.quantum}")
+        for value in chain.inner:
+            value.shape = None  # inferred again after the rewrite
+        return f"{_ranks(before)} padded to {', '.join(map(str, chain.ranks))}"
+
+    def _padded(self, chain: FactorChain) -> tuple[int, ...]:
+        return tuple(-(-rank // self.quantum) * self.quantum for rank in chain.ranks)
+
+
+def _ranks(ranks: tuple[int, ...]) -> str:
+    return f"rank {ranks[0]} is" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))} are"
+
+
+def _widths_outside(chain: FactorChain) -> tuple[int, ...]:
+    """What each rank may grow to: beyond it, factors would be wider than the layer they stand for."""
+    entry, exit_ = chain.nodes[0], chain.nodes[-1]
+    width_in = weight(entry).shape[1] if entry.op == "Conv" else matrix(entry).shape[1]
+    width_out = weight(exit_).shape[0] if exit_.op == "Conv" else matrix(exit_).shape[0]
+    return (width_in, width_out) if len(chain.nodes) == 3 else (min(width_in, width_out),)
+
+
+def _pad_node(node: gs.Node, width_in: int | None, width_out: int | None, *, suffix: str) -> None:
+    """Grows a node's weight, and its bias, to these widths; None leaves that side as it is."""
+    name = f"{node.name}.weight_{suffix}"
+    if node.op == "Conv":
+        node.inputs[1] = gs.Constant(name, _grown(weight(node), width_out, width_in))
+    else:
+        set_matrix(node, _grown(matrix(node), width_out, width_in), name)
+    if width_out is not None and bias(node) is not None:
+        node.inputs[2] = gs.Constant(f"{node.name}.bias_{suffix}", _grown(bias(node), width_out))
+
+
+def _grown(array: Array, *widths: int | None) -> Array:
+    """Appends zeros along the leading axes until they have these widths."""
+    more = [(0, 0 if width is None else width - size) for width, size in zip(widths, array.shape, strict=False)]
+    return np.pad(array, more + [(0, 0)] * (array.ndim - len(more)))

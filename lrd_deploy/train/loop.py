@@ -1,0 +1,192 @@
+"""One training loop for the dense model and for fine-tuning: accelerate underneath, resumable at every epoch."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from lrd_deploy.errors import InputError, TrainingDiverged
+from lrd_deploy.models.data import Data, batches
+from lrd_deploy.models.source import logits
+from lrd_deploy.observer import Observer, SilentObserver
+from lrd_deploy.recipe.settings import FineTuning, Training
+from lrd_deploy.records import Epoch, FrozenGroup
+from lrd_deploy.train.checkpoint import Checkpoint, load_newest, save_checkpoint
+from lrd_deploy.train.freezing import check_schedule, freeze_, frozen_group
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """What to train, on what, how, and where its checkpoints go."""
+
+    model: nn.Module
+    data: Data
+    settings: Training
+    seed: int
+    checkpoints: Path
+    what: str
+    clock: Callable[[], float] = field(default=time.perf_counter)
+
+
+def train(job: TrainingJob, observer: Observer | None = None) -> tuple[Epoch, ...]:
+    """Trains `job.model` in place and returns one record per epoch, resumed ones included.
+
+    Each epoch seeds its own random numbers, so that a run resumed from its last checkpoint ends with the very weights
+    of a run that was never interrupted.
+
+    Raises:
+        UsageError: a factor group would never learn.
+        TrainingDiverged: the loss is not finite; the last good checkpoint is kept.
+    """
+    observer = observer or SilentObserver()
+    if isinstance(job.settings, FineTuning):
+        check_schedule(job.settings.freezing, job.settings.epochs)
+    accelerator = Accelerator()
+    model = _placed(job.model, accelerator, job.settings)
+    optimizer = make_optimizer(model, job.settings)
+    done = load_newest(job.checkpoints, model, optimizer)
+    records = list(done.epochs)
+    loader = accelerator.prepare(job.data.train)
+    for epoch in range(len(records), job.settings.epochs):
+        set_seed(job.seed + epoch)
+        group = _freeze_for_epoch_(model, job.settings, epoch)
+        run = _EpochRun(job, accelerator, model, optimizer, loader, epoch)
+        records.append(run.train(group, observer))
+        save_checkpoint(job.checkpoints, model, optimizer, Checkpoint(epochs=tuple(records)))
+    freeze_(model, "none")
+    return tuple(records)
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, data: Data) -> float:
+    """Returns the share of test samples whose largest logit is their label.
+
+    Raises:
+        InputError: the labels are of one class only, which any model could get right.
+    """
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    right, total, classes = 0, 0, set()
+    for inputs, labels in batches(data.test):
+        labels = labels.to(device)
+        right += int((logits(model, inputs.to(device)).argmax(-1) == labels).sum())
+        total += len(labels)
+        classes.update(labels.unique().tolist())
+    model.train(was_training)
+    if len(classes) < 2:
+        raise InputError(
+            "measuring accuracy on the test data",
+            found=f"labels of {len(classes)} class",
+            accepted="two classes or more",
+            remedy="shuffle before splitting, or choose another test set",
+        )
+    return right / total
+
+
+def make_optimizer(model: nn.Module, settings: Training) -> torch.optim.Optimizer:
+    """Returns the optimizer for every parameter; the frozen ones are skipped because they have no gradient.
+
+    Vectors (biases, normalisation) are not decayed.
+    """
+    vectors = [parameter for parameter in model.parameters() if parameter.ndim < 2]
+    matrices = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
+    groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    match settings.optimizer:
+        case "sgd":
+            nesterov = settings.momentum > 0
+            return torch.optim.SGD(groups, settings.learning_rate, settings.momentum, nesterov=nesterov)
+        case "adamw":
+            return torch.optim.AdamW(groups, settings.learning_rate)
+
+
+def learning_rate_at(step: int, steps: int, settings: Training) -> float:
+    """Returns the rate of that step out of `steps`: linear warm-up, then a cosine that ends at zero."""
+    warmup = max(round(settings.warmup_share * steps), 1)
+    if step < warmup:
+        return settings.learning_rate * (step + 1) / warmup
+    progress = (step - warmup) / max(steps - warmup, 1)
+    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def _placed(model: nn.Module, accelerator: Accelerator, settings: Training) -> nn.Module:
+    layout = torch.channels_last if settings.channels_last else torch.contiguous_format
+    return model.to(accelerator.device).to(memory_format=layout)
+
+
+def _freeze_for_epoch_(model: nn.Module, settings: Training, epoch: int) -> FrozenGroup:
+    group = frozen_group(settings.freezing, epoch) if isinstance(settings, FineTuning) else "none"
+    freeze_(model, group)
+    return group
+
+
+@dataclass
+class _EpochRun:
+    """The pass over the data that makes one `Epoch` record."""
+
+    job: TrainingJob
+    accelerator: Accelerator
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    loader: object
+    epoch: int
+
+    def train(self, group: FrozenGroup, observer: Observer) -> Epoch:
+        settings, steps = self.job.settings, len(self.loader)
+        # Wrapped anew for each phase: flipping requires_grad after DDP has wrapped hangs or diverges in silence.
+        wrapped = self.accelerator.prepare_model(self.model)
+        wrapped.train()
+        started, losses, images = self.job.clock(), [], 0
+        for step, (inputs, labels) in enumerate(batches(self.loader)):
+            rate = learning_rate_at(self.epoch * steps + step, settings.epochs * steps, settings)
+            losses.append(self._step(wrapped, inputs, labels, rate))
+            images += len(labels)
+            self._check_loss(losses[-1])
+            observer.progress(f"{self.job.what}, epoch {self.epoch + 1} of {settings.epochs}", step + 1, steps)
+        seconds = self.job.clock() - started
+        return Epoch(
+            epoch=self.epoch + 1,
+            frozen=group,
+            loss=sum(losses) / len(losses),
+            accuracy=accuracy(self.model, self.job.data),
+            learning_rate=rate,
+            seconds=seconds,
+            images_per_s=images / seconds if seconds > 0 else 0.0,
+        )
+
+    def _step(self, wrapped: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, rate: float) -> float:
+        settings = self.job.settings
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        loss = training_loss(wrapped, inputs, labels, settings)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.accelerator.backward(loss)
+        if settings.clip_norm is not None:
+            self.accelerator.clip_grad_norm_(wrapped.parameters(), settings.clip_norm)
+        self.optimizer.step()
+        return loss.item()
+
+    def _check_loss(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise TrainingDiverged(
+                f"{self.job.what}, epoch {self.epoch + 1}",
+                found=f"a loss of {loss}",
+                accepted="a finite loss",
+                remedy=f"lower 'learning_rate' or set 'clip_norm'; the last good state is in '{self.job.checkpoints}'",
+            )
+
+
+def training_loss(model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, settings: Training) -> torch.Tensor:
+    """Returns the mean cross-entropy of one batch."""
+    if settings.channels_last and inputs.ndim == 4:
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+    return cross_entropy(logits(model, inputs), labels, label_smoothing=settings.label_smoothing)

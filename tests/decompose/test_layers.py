@@ -1,0 +1,88 @@
+import pytest
+import torch
+from torch import nn
+
+from lrd_deploy.decompose.batchnorm import reestimate_batchnorm_
+from lrd_deploy.decompose.layers import SVDConv2d, SVDLinear, Tucker2Conv2d
+from lrd_deploy.records import SVD, Tucker2
+from tests.tolerances import sum_tolerance
+
+torch.manual_seed(0)
+
+CONVOLUTIONS = {
+    "plain": {},
+    "stride": {"stride": 2},
+    "uneven stride": {"stride": (1, 2)},
+    "padding": {"padding": 2},
+    "same": {"padding": "same"},
+    "dilation": {"dilation": 2, "padding": 2},
+    "reflect": {"padding": 1, "padding_mode": "reflect"},
+    "no bias": {"bias": False},
+    "all": {"stride": 2, "padding": (0, 1), "dilation": (2, 1)},
+}
+
+
+def assert_same_output(one, other, x, length):
+    """Both in float32, each compared with the first in float64."""
+    exact = one.double()(x.double())
+    scale = exact.abs().max().item()
+    torch.testing.assert_close(other.float()(x).double(), exact, rtol=0, atol=sum_tolerance("float32", length, scale))
+
+
+@pytest.mark.parametrize("settings", CONVOLUTIONS.values(), ids=CONVOLUTIONS)
+def test_tucker2_at_full_rank_gives_the_dense_output_and_merges_back(settings):
+    dense = nn.Conv2d(6, 8, 3, **settings)
+    x = torch.randn(2, 6, 12, 12)
+    layer = Tucker2Conv2d.from_dense(dense, Tucker2(rank_in=6, rank_out=8))
+    assert_same_output(dense, layer, x, length=3 * 54)
+    assert_same_output(layer, layer.merge(), x, length=3 * 54)
+
+
+@pytest.mark.parametrize("settings", [{}, {"stride": 2}, {"stride": 2, "padding": 1}, {"bias": False}])
+def test_svd_conv_at_full_rank_gives_the_dense_output_and_merges_back(settings):
+    dense = nn.Conv2d(6, 8, 1, **settings)
+    x = torch.randn(2, 6, 9, 9)
+    layer = SVDConv2d.from_dense(dense, SVD(rank=6))
+    assert_same_output(dense, layer, x, length=12)
+    assert_same_output(layer, layer.merge(), x, length=12)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_svd_linear_at_full_rank_gives_the_dense_output_and_merges_back(bias):
+    dense = nn.Linear(6, 8, bias=bias)
+    x = torch.randn(2, 5, 6)
+    layer = SVDLinear.from_dense(dense, SVD(rank=6))
+    assert_same_output(dense, layer, x, length=12)
+    assert_same_output(layer, layer.merge(), x, length=12)
+
+
+def test_a_strided_pointwise_convolution_strides_before_it_computes():
+    layer = SVDConv2d.from_dense(nn.Conv2d(6, 8, 1, stride=2), SVD(rank=2))
+    assert layer.down.stride == (2, 2)
+    assert layer.up.stride == (1, 1)
+
+
+def test_layers_keep_dtype_and_mode():
+    dense = nn.Conv2d(6, 8, 3).to(torch.bfloat16).eval()
+    layer = Tucker2Conv2d.from_dense(dense, Tucker2(rank_in=2, rank_out=2))
+    assert layer.core.weight.dtype == torch.bfloat16
+    assert not layer.training
+
+
+def test_batchnorm_statistics_become_those_of_the_data_and_nothing_else_changes():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, momentum=0.3)).eval()
+    weights = [parameter.clone() for parameter in model.parameters()]
+    batches = [torch.randn(16, 3, 5, 5) + 2 for _ in range(4)]
+    assert reestimate_batchnorm_(model, batches) == 4
+    with torch.no_grad():
+        means = torch.stack([model[0](batch).mean((0, 2, 3)) for batch in batches]).mean(0)
+    torch.testing.assert_close(model[1].running_mean, means, rtol=0, atol=sum_tolerance("float32", 400, 2))
+    assert model[1].momentum == 0.3
+    assert not model.training
+    assert not model[1].training
+    for before, after in zip(weights, model.parameters(), strict=True):
+        assert torch.equal(before, after)
+
+
+def test_a_model_without_batchnorm_is_not_run():
+    assert reestimate_batchnorm_(nn.Linear(2, 2), iter(())) == 0
