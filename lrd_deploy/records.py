@@ -260,6 +260,13 @@ class RewriteReport(Record):
     max_abs_difference: float | None = None
 
 
+class RewrittenModel(Record):
+    """A rewrite, and how far the outputs moved."""
+
+    report: RewriteReport
+    difference: OutputDifference
+
+
 class EngineArtifact(Record):
     """A built engine: valid only for the backend version and target it names."""
 

@@ -1,4 +1,4 @@
-"""One launch: all arms in one fresh process, in interleaved blocks. Pure but for the sessions and the clock it is given."""
+"""One launch: all arms in one fresh process, in interleaved blocks. Calls and clock are arguments."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from math import exp, inf, log, sqrt
 from lrd_deploy.records import Ratio
 
 _TRIM_FROM = 6  # fewer launches cannot spare two
+_FEWEST_SAMPLES = {0.9: 64, 0.99: 662}
 
 
 def ratio_with_interval(log_ratios: Sequence[float], *, confidence: float = 0.95) -> Ratio:
@@ -63,20 +64,24 @@ def median(values: Sequence[float]) -> float:
 
 
 def percentile_bound(samples: Sequence[float], percentile: float, *, confidence: float = 0.99) -> float | None:
-    """Returns an upper bound on a percentile that holds with this confidence, or None with too few samples.
+    """Returns an upper bound on a percentile that holds with this confidence; None with too few samples to say.
 
-    The smallest order statistic that lies above the percentile in all but 1 - confidence of samples of this size. p90
-    needs 44 samples and p99 459; we ask for the 64 and 662 of MLPerf, below which none is reported.
+    The number of samples below the percentile is binomial, so its upper quantile is the index of an order statistic
+    that lies above the percentile with that confidence.
 
-    Source: MLPerf inference rules, early stopping with tolerance 0.
+    Args:
+        samples: latencies, in any order.
+        percentile: 0.9 or 0.99.
+        confidence: that the bound is above the true percentile.
+
+    Source: MLPerf inference rules, early stopping, whose least sample counts (64 and 662) are kept too.
     """
     from scipy.stats import binom
 
     ordered, n = sorted(samples), len(samples)
-    if n < {0.9: 64, 0.99: 662}.get(percentile, 1 / (1 - percentile) * 7):
+    if n < _FEWEST_SAMPLES[percentile]:
         return None
-    index = int(binom.ppf(confidence, n, percentile))
-    return ordered[index] if index < n else None
+    return ordered[int(binom.ppf(confidence, n, percentile))]
 
 
 def block_log_ratio(numerator: Sequence[Sequence[float]], denominator: Sequence[Sequence[float]]) -> float:

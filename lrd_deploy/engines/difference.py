@@ -2,18 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from lrd_deploy.errors import InputError
+from lrd_deploy.engines.backend import Arrays
+from lrd_deploy.errors import BackendError, InputError
 from lrd_deploy.records import OutputDifference
 
-Array = NDArray[np.floating]
+Array = NDArray[np.generic]
+Run = Callable[[Arrays], Mapping[str, Array]]
 _SAFETY = 4.0
+
+
+def compare_outputs(reference: Run, candidate: Run, batches: Sequence[Arrays], tolerance: float) -> OutputDifference:
+    """Runs both on every batch and compares all their outputs, which must come in one order.
+
+    Raises:
+        InputError: the outputs cannot be compared.
+    """
+    expected, got = [], []
+    for inputs in batches:
+        expected.extend(np.asarray(output) for output in reference(inputs).values())
+        got.extend(np.asarray(output) for output in candidate(inputs).values())
+    if len(expected) != len(got):
+        raise _incomparable(f"{len(expected)} and {len(got)} outputs", "equally many outputs")
+    sizes = tuple(len(next(iter(inputs.values()))) for inputs in batches)
+    return output_difference(expected, got, tolerance=tolerance, batches=sizes)
+
+
+def outputs_moved(doing: str, difference: OutputDifference) -> BackendError:
+    """Returns the error for a step that should have kept the outputs and did not."""
+    return BackendError(
+        doing,
+        found=f"outputs that differ by {difference.relative_l2:.1e} (relative L2)",
+        accepted=f"at most {difference.tolerance:.1e}, which rounding explains",
+        remedy="report this with the model: the two must compute the same",
+    )
 
 
 def output_difference(

@@ -1,7 +1,7 @@
 """TensorRT and TensorRT-RTX: one implementation over polygraphy, with the vendor's package as the parameter.
 
-TensorRT-RTX compiles for named GPU generations on a machine that has no GPU, so that a real TensorRT compiler can accept
-or refuse what we export anywhere. TensorRT itself needs a GPU and its driver. Neither is installed with this package.
+TensorRT-RTX compiles for named GPU generations on a machine that has no GPU, so that a real TensorRT compiler can
+accept or refuse what we export anywhere. TensorRT itself needs a GPU and its driver. Both are extras of this package.
 """
 
 from __future__ import annotations

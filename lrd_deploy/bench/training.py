@@ -1,0 +1,70 @@
+"""How much faster fine-tuning steps are than dense ones: same batches, interleaved, in fresh processes."""
+
+from __future__ import annotations
+
+from math import exp, log
+from pathlib import Path
+
+from lrd_deploy.bench.environment import environment
+from lrd_deploy.bench.process import run_worker
+from lrd_deploy.bench.statistics import median, ratio_with_interval
+from lrd_deploy.observer import Observer, SilentObserver
+from lrd_deploy.recipe import Recipe
+from lrd_deploy.records import FrozenGroup, RankPlan, Record, TrainingSpeedup
+
+
+class TrainingLaunchPlan(Record):
+    """What one launch does: both models are built from these files and trained on the first training batches."""
+
+    recipe: Recipe
+    recipe_folder: Path | None
+    plan: RankPlan
+    dense_weights: Path
+    lowrank_weights: Path
+    dense_first: bool
+    threads: int
+
+
+class TrainingLaunchSamples(Record):
+    """Milliseconds per step, the least of each block, by round: of the dense model and of each phase."""
+
+    batch: int
+    dense_ms: tuple[float, ...]
+    lowrank_ms: dict[FrozenGroup, tuple[float, ...]]
+
+
+def compare_training(plan: TrainingLaunchPlan, launches: int, observer: Observer | None = None) -> TrainingSpeedup:
+    """Measures the ratio of step times, dense over low-rank, averaged over the phases of the freezing schedule.
+
+    The clock covers forward, backward and optimizer; not data loading, which both arms share.
+
+    Raises:
+        BackendError: a worker failed.
+    """
+    observer = observer or SilentObserver()
+    samples = []
+    for number in range(launches):
+        launch = plan.model_copy(update={"dense_first": number % 2 == 0})
+        samples.append(
+            run_worker("lrd_deploy.bench.training_worker", launch, TrainingLaunchSamples, threads=plan.threads)
+        )
+        observer.progress("measuring training", number + 1, launches)
+    ratios = [_log_ratio(launch) for launch in samples]
+    phases = samples[0].lowrank_ms
+    return TrainingSpeedup(
+        speedup=ratio_with_interval(ratios),
+        dense_step_ms=median([ms for launch in samples for ms in launch.dense_ms]),
+        lowrank_step_ms={
+            phase: median([ms for launch in samples for ms in launch.lowrank_ms[phase]]) for phase in phases
+        },
+        batch=samples[0].batch,
+        threads=plan.threads,
+        per_launch_speedup=tuple(exp(value) for value in ratios),
+        environment=environment(),
+    )
+
+
+def _log_ratio(launch: TrainingLaunchSamples) -> float:
+    """Median over rounds of log(dense step / mean step over the phases)."""
+    by_round = zip(launch.dense_ms, *launch.lowrank_ms.values(), strict=True)
+    return median([log(dense) - log(sum(phases) / len(phases)) for dense, *phases in by_round])

@@ -1,0 +1,75 @@
+"""What a person sees: results on stdout, progress on stderr."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from lrd_deploy.records import Record
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.progress import Progress, TaskID
+
+
+def show(record: Record, rendered: RenderableType, *, as_json: bool) -> None:
+    """Prints a verb's result: the record as one JSON object, or its table."""
+    if as_json:
+        sys.stdout.write(record.to_json() + "\n")
+        return
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() else 160
+    Console(highlight=False, soft_wrap=False, width=width, markup=True).print(rendered)
+
+
+class ConsoleObserver:
+    """Progress on stderr: bars on a terminal, a line per stage elsewhere."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._console = Console(stderr=True, highlight=False)
+        columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._bars: Progress | None = (
+            Progress(*columns, console=self._console, transient=True) if self._console.is_terminal else None
+        )
+        self._task: TaskID | None = None
+        self._what = ""
+
+    def __enter__(self) -> ConsoleObserver:
+        if self._bars:
+            self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bars:
+            self._bars.stop()
+
+    def stage_started(self, stage: str) -> None:
+        """Says nothing yet: a stage that is taken from an earlier run is not news."""
+
+    def stage_finished(self, stage: str, seconds: float, *, resumed: bool) -> None:
+        """One line per stage."""
+        self._clear()
+        how = "unchanged" if resumed else f"{seconds:.1f} s"
+        self._console.print(f"{stage.replace('_', ' '):15} {how}", markup=False)
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        """Moves the bar; a new `what` gets a new one."""
+        if self._bars is None:
+            return
+        if what != self._what or self._task is None:
+            self._clear()
+            self._task, self._what = self._bars.add_task(what, total=total), what
+        self._bars.update(self._task, completed=done)
+
+    def note(self, text: str) -> None:
+        """One line."""
+        self._console.print(text, markup=False)
+
+    def _clear(self) -> None:
+        if self._bars and self._task is not None:
+            self._bars.remove_task(self._task)
+            self._task, self._what = None, ""

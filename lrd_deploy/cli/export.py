@@ -1,0 +1,24 @@
+"""`lrd-deploy export`."""
+
+from __future__ import annotations
+
+from lrd_deploy.cli.recipe_argument import JsonOption, OutOption, RecipeArgument, run_until
+
+
+def export(recipe: RecipeArgument, out: OutOption = None, as_json: JsonOption = False) -> None:
+    """Write the dense and the low-rank model as ONNX, checked against PyTorch, ranks on the quantum."""
+    from lrd_deploy.cli.console import show
+    from lrd_deploy.report.terminal import table
+
+    result = run_until("rewrite", recipe, out)
+    exported = result.exported.lowrank.model_copy(
+        update={
+            "path": result.folder / result.rewritten.report.path,
+            "sha256": result.rewritten.report.sha256,
+        }
+    )
+    rows = [
+        ("dense", str(result.folder / "dense.onnx"), f"{result.exported.dense.difference.relative_l2:.1e}"),
+        ("low-rank", str(exported.path), f"{exported.difference.relative_l2:.1e}"),
+    ]
+    show(exported, table(("model", "file", "relative L2 difference to PyTorch"), rows), as_json=as_json)

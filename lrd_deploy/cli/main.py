@@ -1,0 +1,98 @@
+"""`lrd-deploy`: the table of verbs, and the one place where errors become messages and exit codes.
+
+Exit codes: 0 done or passed · 1 a check failed · 2 usage, bad input, a missing package or a crash · 3 inconclusive ·
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+
+import typer
+
+from lrd_deploy.cli import bench, build, doctor, export, plan, report, rewrite, run, train, verify
+from lrd_deploy.errors import LrdError
+from lrd_deploy.version import VERSION
+
+VERBS = (
+    ("run", run.run),
+    ("plan", plan.plan),
+    ("train", train.train),
+    ("export", export.export),
+    ("rewrite", rewrite.rewrite),
+    ("build", build.build),
+    ("bench", bench.bench),
+    ("verify", verify.verify),
+    ("report", report.report),
+    ("doctor", doctor.doctor),
+)
+
+
+def _version_wanted(wanted: bool) -> None:
+    if wanted:
+        typer.echo(VERSION)
+        raise typer.Exit
+
+
+def make_app() -> typer.Typer:
+    """Returns the application with every verb."""
+    app = typer.Typer(
+        name="lrd-deploy",
+        help="Low-rank networks that are measurably faster, with proof.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,  # rich would cost --help a tenth of a second
+    )
+
+    @app.callback()
+    def options(
+        version: bool = typer.Option(
+            False, "--version", callback=_version_wanted, is_eager=True, help="Print the version and exit."
+        ),
+    ) -> None:
+        pass
+
+    for name, function in VERBS:
+        app.command(name)(function)
+    return app
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line and exits with its code."""
+    sys.exit(exit_code(list(arguments) if arguments is not None else sys.argv[1:]))
+
+
+def exit_code(arguments: list[str]) -> int:
+    """Runs the command line and returns its exit code; every error ends here."""
+    try:
+        return make_app()(arguments, standalone_mode=False) or 0
+    except LrdError as problem:
+        print(f"lrd-deploy: {problem}", file=sys.stderr)  # noqa: T201
+        return 2
+    except KeyboardInterrupt:
+        print("lrd-deploy: interrupted; what was finished is kept", file=sys.stderr)  # noqa: T201
+        return 130
+    except typer.Abort:
+        return 130
+    except typer.Exit as leaving:
+        return leaving.exit_code
+    except Exception as problem:
+        return _told(problem)
+
+
+def _told(problem: Exception) -> int:
+    """A usage error in click's own words, or a crash with all that a bug report needs."""
+    show = getattr(problem, "show", None)
+    if show is not None:
+        show()
+    else:
+        traceback.print_exc()
+        print("lrd-deploy: this is a bug; please report the lines above", file=sys.stderr)  # noqa: T201
+    return 2
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,17 @@
+"""`lrd-deploy plan`."""
+
+from __future__ import annotations
+
+from lrd_deploy.cli.recipe_argument import JsonOption, OutOption, RecipeArgument, run_until
+
+
+def plan(recipe: RecipeArgument, out: OutOption = None, as_json: JsonOption = False) -> None:
+    """Choose ranks and say why, layer by layer; the model is not changed.
+
+    Trains the dense model first where it comes untrained.
+    """
+    from lrd_deploy.cli.console import show
+    from lrd_deploy.report.terminal import plan_table
+
+    result = run_until("plan", recipe, out)
+    show(result.plan, plan_table(result.plan), as_json=as_json)

@@ -1,0 +1,35 @@
+"""Do two ONNX files compute the same?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lrd_deploy.engines.backend import Arrays, SessionSettings
+from lrd_deploy.engines.catalogue import runtime
+from lrd_deploy.engines.difference import compare_outputs, rounding_tolerance
+from lrd_deploy.export.onnx_file import read_model
+from lrd_deploy.records import OutputDifference
+
+
+def verify(
+    reference: Path, candidate: Path, batches: Sequence[Arrays], *, tolerance: float | None = None
+) -> OutputDifference:
+    """Runs both in ONNX Runtime on the same inputs and compares their outputs.
+
+    Args:
+        reference: an ONNX file.
+        candidate: an ONNX file with the same inputs and outputs.
+        batches: inputs by name, one per batch.
+        tolerance: largest relative L2 difference that passes; None is what float32 rounding explains for this graph.
+
+    Raises:
+        InputError: a file is invalid, or the outputs cannot be compared.
+        BackendError: ONNX Runtime refuses a model or its inputs.
+    """
+    model = read_model(reference)
+    read_model(candidate)
+    backend = runtime("onnxruntime")
+    sessions = [backend.load(path, SessionSettings()) for path in (reference, candidate)]
+    limit = rounding_tolerance(model) if tolerance is None else tolerance
+    return compare_outputs(sessions[0].run, sessions[1].run, batches, limit)

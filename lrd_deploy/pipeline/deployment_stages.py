@@ -1,0 +1,175 @@
+"""The stages after training: export, rewrite, measure. Heavy imports are inside the functions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lrd_deploy.bench.environment import environment
+from lrd_deploy.engines.inputs import repeated
+from lrd_deploy.files import write_text, write_whole
+from lrd_deploy.pipeline.training_stages import build_data, build_model
+from lrd_deploy.pipeline.workspace import Workspace
+from lrd_deploy.records import (
+    Comparison,
+    ExportedModel,
+    RankPlan,
+    Record,
+    RewrittenModel,
+    TrainedModel,
+    TrainingSpeedup,
+)
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_INPUTS = "inputs.npz"
+_CHECKED_BATCHES = (1, 2, 7)
+
+
+class ExportedPair(Record):
+    """Both arms as ONNX, and real inputs to run them on."""
+
+    dense: ExportedModel
+    lowrank: ExportedModel
+    inputs: Path
+
+
+def export_stage(work: Workspace, dense: TrainedModel, lowrank: TrainedModel, plan: RankPlan) -> ExportedPair:
+    """Exports both arms and compares each with its PyTorch model on test data."""
+    depends_on = {
+        "dense": dense.sha256,
+        "lowrank": lowrank.sha256,
+        "export": work.recipe.export.model_dump(mode="json"),
+        "batch": work.recipe.bench.batch,
+    }
+    return work.stage("export", ExportedPair, depends_on, lambda: _export_both(work, dense, lowrank, plan))
+
+
+def rewrite_stage(work: Workspace, exported: ExportedPair) -> RewrittenModel:
+    """Pads the low-rank arm's ranks to the quantum and checks that its outputs stay."""
+    quantum = work.recipe.rewrite.quantum
+    depends_on = {"lowrank": exported.lowrank.sha256, "quantum": quantum}
+
+    def make() -> tuple[RewrittenModel, list[Path]]:
+
+        target = work.path("lowrank.onnx")
+        rewritten = rewrite_model(
+            work.path("export", "lowrank.onnx"), [PadRank(quantum)], target, _batches(work, exported)
+        )
+        return rewritten, [target]
+
+    return work.stage("rewrite", RewrittenModel, depends_on, make)
+
+
+def bench_stage(work: Workspace, exported: ExportedPair, rewritten: RewrittenModel) -> Comparison:
+    """Measures the low-rank arm against the dense one."""
+    settings = work.recipe.bench
+    depends_on = {
+        "dense": exported.dense.sha256,
+        "lowrank": rewritten.report.sha256,
+        "bench": settings.model_dump(mode="json", exclude={"training_launches"}),
+        "machine": environment().fingerprint,
+    }
+
+    def make() -> tuple[Comparison, list[Path]]:
+        from lrd_deploy.bench.compare import compare
+
+        with np.load(work.path(str(exported.inputs))) as stored:
+            inputs = {name: repeated(array, settings.batch) for name, array in stored.items()}
+        comparison, launches = compare(
+            work.path("dense.onnx"), work.path("lowrank.onnx"), inputs, settings, work.observer
+        )
+        lines = "".join(launch.model_dump_json() + "\n" for launch in launches)
+        return comparison, [write_text(work.path("samples.jsonl"), lines)]
+
+    return work.stage("bench", Comparison, depends_on, make)
+
+
+def training_bench_stage(
+    work: Workspace, dense: TrainedModel, lowrank: TrainedModel, plan: RankPlan
+) -> TrainingSpeedup:
+    """Measures fine-tuning steps against dense ones, on all cores."""
+    recipe = work.recipe
+    here = environment()
+    depends_on = {
+        "dense": dense.sha256,
+        "lowrank": lowrank.sha256,
+        "fine_tune": recipe.fine_tune.model_dump(mode="json"),
+        "data": recipe.data.model_dump(mode="json"),
+        "launches": recipe.bench.training_launches,
+        "machine": here.fingerprint,
+    }
+
+    def make() -> tuple[TrainingSpeedup, list[Path]]:
+        from lrd_deploy.bench.training import TrainingLaunchPlan, compare_training
+
+        launch = TrainingLaunchPlan(
+            recipe=recipe,
+            recipe_folder=work.recipe_folder,
+            plan=plan,
+            dense_weights=work.path(str(dense.weights)).resolve(),
+            lowrank_weights=work.path(str(lowrank.weights)).resolve(),
+            dense_first=True,
+            threads=here.cores,
+        )
+        return compare_training(launch, recipe.bench.training_launches, work.observer), []
+
+    return work.stage("training_bench", TrainingSpeedup, depends_on, make)
+
+
+def _export_both(
+    work: Workspace, dense: TrainedModel, lowrank: TrainedModel, plan: RankPlan
+) -> tuple[ExportedPair, list[Path]]:
+    example = build_data(work).example()
+    inputs = work.path("export", _INPUTS)
+    write_whole(inputs, lambda target: _save_npz(target, images=example.numpy()))
+    files = {"dense": work.path("dense.onnx"), "lowrank": work.path("export", "lowrank.onnx")}
+    models = {
+        "dense": build_model(work, dense.weights),
+        "lowrank": build_model(work, lowrank.weights, plan),
+    }
+    exported = {}
+    for number, name in enumerate(files):
+        exported[name] = _export_one(models[name], example, files[name], work.recipe.export.opset)
+        work.observer.progress("exporting", number + 1, len(files))
+    pair = ExportedPair(dense=exported["dense"], lowrank=exported["lowrank"], inputs=inputs.relative_to(work.folder))
+    return pair, [*files.values(), inputs]
+
+
+def _export_one(model: nn.Module, example: object, path: Path, opset: int) -> ExportedModel:
+    import torch
+
+    from lrd_deploy.engines import SessionSettings, runtime
+    from lrd_deploy.engines.difference import compare_outputs, outputs_moved, rounding_tolerance
+    from lrd_deploy.export.onnx_file import read_model
+    from lrd_deploy.export.torch_export import INPUT, OUTPUT, export_onnx
+    from lrd_deploy.models.source import logits
+
+    exported = export_onnx(model, example, path, opset=opset)
+
+    @torch.no_grad()
+    def in_torch(inputs: dict[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic]]:
+        return {OUTPUT: logits(model.eval(), torch.from_numpy(inputs[INPUT])).numpy()}
+
+    session = runtime("onnxruntime").load(path, SessionSettings())
+    batches = [{INPUT: repeated(example.numpy(), size)} for size in _CHECKED_BATCHES]
+    difference = compare_outputs(in_torch, session.run, batches, rounding_tolerance(read_model(path)))
+    if not difference.passed:
+        path.unlink()
+        raise outputs_moved(f"exporting to '{path}'", difference)
+    return exported.model_copy(update={"difference": difference})
+
+
+def _batches(work: Workspace, exported: ExportedPair) -> list[dict[str, NDArray[np.generic]]]:
+    with np.load(work.path(str(exported.inputs))) as stored:
+        arrays = dict(stored)
+    return [{name: repeated(array, size) for name, array in arrays.items()} for size in _CHECKED_BATCHES]
+
+
+def _save_npz(path: Path, **arrays: NDArray[np.generic]) -> None:
+    with path.open("wb") as stream:  # np.savez would add a suffix to the temporary name
+        np.savez(stream, **arrays)

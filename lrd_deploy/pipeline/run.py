@@ -1,0 +1,131 @@
+"""A whole run: every stage in order, each from the records of those before it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lrd_deploy.observer import Observer, SilentObserver
+from lrd_deploy.pipeline.deployment_stages import (
+    ExportedPair,
+    RewrittenModel,
+    bench_stage,
+    export_stage,
+    rewrite_stage,
+    training_bench_stage,
+)
+from lrd_deploy.pipeline.training_stages import dense_stage, lowrank_stage, plan_stage
+from lrd_deploy.pipeline.workspace import Workspace, open_workspace
+from lrd_deploy.recipe import Recipe
+from lrd_deploy.records import (
+    Comparison,
+    KeepDense,
+    Pair,
+    RankPlan,
+    RunRecord,
+    TrainedModel,
+    TrainingSpeedup,
+)
+from lrd_deploy.version import VERSION
+
+STAGES = ("dense", "plan", "lowrank", "export", "rewrite", "bench", "training_bench", "report")
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """The records of the stages that were wanted; None for those after them."""
+
+    folder: Path
+    dense: TrainedModel
+    plan: RankPlan | None = None
+    lowrank: TrainedModel | None = None
+    exported: ExportedPair | None = None
+    rewritten: RewrittenModel | None = None
+    comparison: Comparison | None = None
+    training: TrainingSpeedup | None = None
+    record: RunRecord | None = None
+
+
+def run(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    recipe_folder: Path | None = None,
+    until: str = "report",
+    observer: Observer | None = None,
+) -> RunResult:
+    """Runs a recipe's stages up to `until` in `folder`, where finished stages are taken as they are.
+
+    Args:
+        recipe: what to do.
+        folder: is made; holds every result.
+        recipe_folder: where `python:` factories are looked for first.
+        until: the last of `STAGES` that is wanted.
+        observer: hears of progress.
+
+    Raises:
+        LrdError: any of them; what was finished is kept, and the next run goes on from there.
+    """
+    with open_workspace(recipe, recipe_folder, folder, observer or SilentObserver()) as work:
+        return _run(work, STAGES.index(until))
+
+
+def _run(work: Workspace, last: int) -> RunResult:
+    dense = dense_stage(work)
+    if last < STAGES.index("plan"):
+        return RunResult(work.folder, dense)
+    plan = plan_stage(work, dense)
+    if last < STAGES.index("lowrank"):
+        return RunResult(work.folder, dense, plan)
+    lowrank = lowrank_stage(work, dense, plan)
+    if last < STAGES.index("export"):
+        return RunResult(work.folder, dense, plan, lowrank)
+    exported = export_stage(work, dense, lowrank, plan)
+    rewritten = rewrite_stage(work, exported)
+    if last < STAGES.index("bench"):
+        return RunResult(work.folder, dense, plan, lowrank, exported, rewritten)
+    comparison = bench_stage(work, exported, rewritten)
+    training = training_bench_stage(work, dense, lowrank, plan)
+    finished = RunResult(work.folder, dense, plan, lowrank, exported, rewritten, comparison, training)
+    return _reported(work, finished)
+
+
+def _reported(work: Workspace, result: RunResult) -> RunResult:
+    from lrd_deploy.report.html import write_report
+
+    record = _record(work, result)
+    record.write(work.path("run.json"))
+    write_report(work.folder)
+    return RunResult(**{**vars(result), "record": record})
+
+
+def _record(work: Workspace, result: RunResult) -> RunRecord:
+    dense, lowrank, plan, comparison = result.dense, result.lowrank, result.plan, result.comparison
+    kept = sum(isinstance(layer.choice, KeepDense) for layer in plan.layers)
+    return RunRecord(
+        version=VERSION,
+        recipe=work.recipe.name,
+        accuracy=Pair(dense=dense.accuracy, lowrank=lowrank.accuracy),
+        parameters=Pair(dense=dense.parameters, lowrank=lowrank.parameters),
+        macs=Pair(dense=plan.dense_macs, lowrank=plan.lowrank_macs),
+        speedup=comparison.speedup,
+        control=comparison.control,
+        latency={"dense": comparison.base, "lowrank": comparison.candidate},
+        training_speedup=result.training.speedup,
+        layers={"factorised": len(plan.factorised), "dense": kept},
+        predicted_speedup=plan.predicted_speedup,
+        seconds=sum(work.seconds.values()),
+        stages=work.seconds,
+        warnings=comparison.warnings,
+        artifacts={
+            "dense_onnx": Path("dense.onnx"),
+            "lowrank_onnx": Path("lowrank.onnx"),
+            "report_html": Path("report.html"),
+            "run_json": Path("run.json"),
+            "plan_json": Path("plan.json"),
+            "dense_weights": dense.weights,
+            "lowrank_weights": lowrank.weights,
+            "samples": Path("samples.jsonl"),
+        },
+        environment=comparison.environment,
+    )

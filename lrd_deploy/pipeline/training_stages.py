@@ -1,0 +1,202 @@
+"""The stages that need PyTorch: dense model, plan, low-rank model. Heavy imports are inside the functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lrd_deploy.bench.environment import environment
+from lrd_deploy.errors import UsageError
+from lrd_deploy.files import sha256_of, write_whole
+from lrd_deploy.pipeline.workspace import Workspace, source_digest
+from lrd_deploy.recipe.policies import LatencyRank
+from lrd_deploy.recipe.settings import FineTuning, PythonData, PythonModel, Training, TransformersPretrained
+from lrd_deploy.records import Epoch, RankPlan, TrainedModel
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from lrd_deploy.models.data import Data
+
+_WEIGHTS = "model.safetensors"
+
+
+def dense_stage(work: Workspace) -> TrainedModel:
+    """Trains the dense model, or takes it as it comes when it is trained already."""
+    recipe = work.recipe
+    depends_on = {**_sources(work), "dense": _json(recipe.dense)}
+    return work.stage("dense", TrainedModel, depends_on, lambda: _make_dense(work))
+
+
+def plan_stage(work: Workspace, dense: TrainedModel) -> RankPlan:
+    """Chooses ranks; policies that measure are tied to this machine, the others are not."""
+    recipe = work.recipe
+    depends_on = {
+        **_sources(work),
+        "dense": dense.sha256,
+        "ranks": _json(recipe.ranks),
+        "skip": recipe.skip,
+        **(_conditions(work) if isinstance(recipe.ranks, LatencyRank) else {}),
+    }
+    return work.stage("plan", RankPlan, depends_on, lambda: (_make_plan(work, dense), []))
+
+
+def lowrank_stage(work: Workspace, dense: TrainedModel, plan: RankPlan) -> TrainedModel:
+    """Decomposes the dense model by the plan and fine-tunes it."""
+    depends_on = {
+        **_sources(work),
+        "dense": dense.sha256,
+        "layers": [layer.model_dump(mode="json", include={"name", "choice"}) for layer in plan.layers],
+        "fine_tune": _json(work.recipe.fine_tune),
+    }
+    return work.stage("lowrank", TrainedModel, depends_on, lambda: _make_lowrank(work, dense, plan))
+
+
+def build_model(work: Workspace, weights: Path | None = None, plan: RankPlan | None = None) -> nn.Module:
+    """Returns the recipe's model: dense or with a plan's layers, with its own weights or those of a stage."""
+    from lrd_deploy.decompose.surgery import load_lowrank_
+    from lrd_deploy.models.source import load_model, load_weights_, make_importable
+
+    make_importable(work.recipe_folder)
+    module = load_model(work.recipe.model).module
+    if plan is not None and weights is not None:
+        return load_lowrank_(module, plan, work.path(str(weights)))
+    return load_weights_(module, work.path(str(weights))) if weights is not None else module
+
+
+def build_data(work: Workspace) -> Data:
+    """Returns the recipe's data."""
+    from lrd_deploy.models.data import load_data
+    from lrd_deploy.models.source import make_importable
+
+    make_importable(work.recipe_folder)
+    return load_data(work.recipe.data, seed=work.recipe.seed)
+
+
+def _make_dense(work: Workspace) -> tuple[TrainedModel, list[Path]]:
+    from accelerate.utils import set_seed
+
+    from lrd_deploy.models.source import load_model, make_importable
+
+    recipe = work.recipe
+    make_importable(work.recipe_folder)
+    data = build_data(work)
+    set_seed(recipe.seed)  # new weights are random, and the same every time
+    loaded = load_model(recipe.model)
+    if loaded.trained or recipe.dense is None:
+        return _stored(work, "dense", loaded.module, data)
+    epochs = _trained(work, "dense", loaded.module, data, recipe.dense)
+    return _stored(work, "dense", loaded.module, data, epochs=epochs)
+
+
+def _make_plan(work: Workspace, dense: TrainedModel) -> RankPlan:
+    from lrd_deploy.bench.layer_latency import MeasuredLatency
+    from lrd_deploy.models.survey import survey
+    from lrd_deploy.ranks.choose import plan_ranks
+
+    recipe = work.recipe
+    layers = survey(build_model(work, dense.weights), build_data(work).example()[:1], skip=recipe.skip)
+    latency = MeasuredLatency(
+        batch=recipe.bench.batch,
+        threads=recipe.bench.threads,
+        store=work.path("latency.jsonl"),
+        observer=work.observer,
+    )
+    plan = plan_ranks(layers, recipe.ranks, latency)
+    if not plan.factorised:
+        reasons = sorted({layer.reason for layer in plan.layers})
+        raise UsageError(
+            "choosing ranks",
+            found=f"every layer would stay dense: {'; '.join(reasons[:4])}",
+            accepted="a policy that factorises at least one layer",
+            remedy="ask for more compression, or for a smaller 'quantum' or 'round_to'",
+        )
+    return plan
+
+
+def _make_lowrank(work: Workspace, dense: TrainedModel, plan: RankPlan) -> tuple[TrainedModel, list[Path]]:
+    from lrd_deploy.decompose.batchnorm import reestimate_batchnorm_
+    from lrd_deploy.decompose.surgery import decompose_
+    from lrd_deploy.models.data import batches
+    from lrd_deploy.train.loop import accuracy
+
+    settings, data = work.recipe.fine_tune, build_data(work)
+    work.observer.note(f"decomposing {len(plan.factorised)} layers")
+    model = decompose_(build_model(work, dense.weights), plan)
+    _seed(work)
+    reestimate_batchnorm_(model, islice((inputs for inputs, _ in batches(data.train)), settings.batchnorm_batches))
+    before = accuracy(model, data)
+    epochs = _trained(work, "lowrank", model, data, settings)
+    return _stored(work, "lowrank", model, data, epochs=epochs, accuracy_before=before)
+
+
+def _trained(work: Workspace, stage: str, model: nn.Module, data: Data, settings: Training) -> tuple[Epoch, ...]:
+    from lrd_deploy.train.loop import TrainingJob, train
+
+    job = TrainingJob(
+        model=model,
+        data=data,
+        settings=settings,
+        seed=work.recipe.seed,
+        checkpoints=work.path(stage, "checkpoints"),
+        what="fine-tuning" if isinstance(settings, FineTuning) else "training dense",
+    )
+    return train(job, work.observer)
+
+
+def _stored(
+    work: Workspace,
+    stage: str,
+    model: nn.Module,
+    data: Data,
+    *,
+    epochs: tuple[Epoch, ...] = (),
+    accuracy_before: float | None = None,
+) -> tuple[TrainedModel, list[Path]]:
+    from lrd_deploy.models.source import save_weights
+    from lrd_deploy.train.loop import accuracy
+
+    weights = work.path(stage, _WEIGHTS)
+    write_whole(weights, lambda target: save_weights(model, target))
+    record = TrainedModel(
+        weights=weights.relative_to(work.folder),
+        sha256=sha256_of(weights),
+        accuracy=accuracy(model, data),
+        accuracy_before=accuracy_before,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        epochs=epochs,
+        trained_here=bool(epochs),
+    )
+    return record, [weights]
+
+
+def _seed(work: Workspace) -> None:
+    from accelerate.utils import set_seed
+
+    set_seed(work.recipe.seed)
+
+
+def _sources(work: Workspace) -> dict[str, Any]:
+    """What the model and the data depend on; weights and local code by content, not by path."""
+    recipe = work.recipe
+    sources: dict[str, Any] = {"model": _json(recipe.model), "data": _json(recipe.data), "seed": recipe.seed}
+    weights = getattr(recipe.model, "weights", None)
+    if weights is not None:
+        sources["model"]["weights"] = sha256_of(weights)
+    if isinstance(recipe.model, TransformersPretrained) and Path(recipe.model.transformers).exists():
+        sources["model"]["transformers"] = sha256_of(Path(recipe.model.transformers))
+    for source in (recipe.model, recipe.data):
+        if isinstance(source, (PythonModel, PythonData)):
+            sources[f"code of {source.python}"] = source_digest(source.python, work.recipe_folder)
+    return sources
+
+
+def _conditions(work: Workspace) -> dict[str, Any]:
+    bench = work.recipe.bench
+    return {"machine": environment().fingerprint, "batch": bench.batch, "threads": bench.threads}
+
+
+def _json(settings: Any) -> Mapping[str, Any] | None:
+    return None if settings is None else settings.model_dump(mode="json")

@@ -1,0 +1,156 @@
+"""A run's folder: which stages are done, with what inputs, and whether their files are still what they were."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lrd_deploy.errors import InputError, StorageError, UsageError
+from lrd_deploy.files import read_bytes, remove_partial, sha256_of, storage_errors
+from lrd_deploy.observer import Observer
+from lrd_deploy.recipe import Recipe
+from lrd_deploy.records import Record
+from lrd_deploy.version import VERSION
+
+R = TypeVar("R", bound=Record)
+_RECIPE = "recipe.json"
+
+
+class StoredRecipe(Record):
+    """The recipe of a run folder, and where its relative imports start."""
+
+    recipe: Recipe
+    recipe_folder: Path | None
+
+
+class StageStamp(Record):
+    """What a finished stage depended on, and what it left behind. A changed key or file makes it run again."""
+
+    key: str
+    files: dict[str, str]
+    seconds: float
+
+
+@dataclass
+class Workspace:
+    """One run in one folder. `seconds` and `resumed` tell of the stages this process has passed."""
+
+    recipe: Recipe
+    recipe_folder: Path | None
+    folder: Path
+    observer: Observer
+    seconds: dict[str, float] = field(default_factory=dict)
+    resumed: dict[str, bool] = field(default_factory=dict)
+
+    def path(self, *parts: str) -> Path:
+        """Returns a path inside the run's folder."""
+        return self.folder.joinpath(*parts)
+
+    def stage(
+        self, name: str, record_type: type[R], depends_on: Mapping[str, Any], make: Callable[[], tuple[R, list[Path]]]
+    ) -> R:
+        """Returns the stage's stored record where it still holds, else makes it.
+
+        Args:
+            name: of the stage; its record goes to `NAME.json`.
+            record_type: of that record.
+            depends_on: everything the result depends on, as JSON values; files by their digest.
+            make: does the work; returns the record and the files it wrote, which are watched from then on.
+        """
+        self.observer.stage_started(name)
+        key = _digest({"version": VERSION, **depends_on})
+        stored = self._stored(name, record_type, key)
+        if stored is not None:
+            record, stamp = stored
+            self._finished(name, stamp.seconds, resumed=True)
+            return record
+        started = time.perf_counter()
+        record, files = make()
+        record_file = record.write(self.path(f"{name}.json"))
+        seconds = time.perf_counter() - started
+        digests = {str(file.relative_to(self.folder)): sha256_of(file) for file in (record_file, *files)}
+        StageStamp(key=key, files=digests, seconds=seconds).write(self._stamp_path(name))
+        self._finished(name, seconds, resumed=False)
+        return record
+
+    def _stored(self, name: str, record_type: type[R], key: str) -> tuple[R, StageStamp] | None:
+        try:
+            stamp = StageStamp.read(self._stamp_path(name))
+            if stamp.key != key:
+                return None
+            if any(sha256_of(self.path(file)) != digest for file, digest in stamp.files.items()):
+                self.observer.note(f"{name}: its files have changed since; running it again")
+                return None
+            return record_type.read(self.path(f"{name}.json")), stamp
+        except (StorageError, InputError):
+            return None  # never ran, was cut short, or was written by another version
+
+    def _stamp_path(self, name: str) -> Path:
+        return self.path("stages", f"{name}.json")
+
+    def _finished(self, name: str, seconds: float, *, resumed: bool) -> None:
+        self.seconds[name], self.resumed[name] = seconds, resumed
+        self.observer.stage_finished(name, seconds, resumed=resumed)
+
+
+@contextmanager
+def open_workspace(recipe: Recipe, recipe_folder: Path | None, folder: Path, observer: Observer) -> Iterator[Workspace]:
+    """Locks a folder for one run, clears what a killed run left half written, and notes the recipe in it.
+
+    Raises:
+        StorageError: the folder cannot be made or written.
+        UsageError: another run is using it.
+    """
+    with storage_errors("making the run's folder", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system frees it when the process dies
+        except BlockingIOError as exc:
+            raise UsageError(
+                f"opening the run's folder '{folder}'",
+                found="another run is using it",
+                accepted="one run at a time in a folder",
+                remedy="wait for it, or choose another folder with --out",
+            ) from exc
+        remove_partial(folder)
+        StoredRecipe(recipe=recipe, recipe_folder=recipe_folder).write(folder / _RECIPE)
+        yield Workspace(recipe, recipe_folder, folder, observer)
+
+
+def stored_recipe(folder: Path) -> StoredRecipe:
+    """Returns the recipe that a run folder was made with.
+
+    Raises:
+        UsageError: the folder is no run folder.
+    """
+    if not (folder / _RECIPE).is_file():
+        raise UsageError(
+            f"opening the run's folder '{folder}'",
+            found="a folder without recipe.json",
+            accepted="a folder that 'lrd-deploy run', 'plan' or 'train' made",
+            remedy="pass the recipe itself, or the folder given to --out",
+        )
+    return StoredRecipe.read(folder / _RECIPE)
+
+
+def _digest(value: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def source_digest(reference: str, folder: Path | None) -> str:
+    """Returns a digest of the file behind `package.module:factory`, without importing it; "" where none is found."""
+    parts = reference.partition(":")[0].split(".")
+    for root in (folder, Path.cwd()):
+        for candidate in (Path(*parts).with_suffix(".py"), Path(*parts, "__init__.py")):
+            if root is not None and (root / candidate).is_file():
+                return hashlib.sha256(read_bytes(root / candidate)).hexdigest()
+    return ""

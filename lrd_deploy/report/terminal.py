@@ -1,0 +1,128 @@
+"""Records as terminal tables; plain text where the output is not a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+
+from lrd_deploy.records import Comparison, OutputDifference, RankPlan, RewriteReport, RunRecord, TrainedModel
+from lrd_deploy.report.wording import choice_name, comparison_rows, milliseconds, speedup
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """Returns a table; columns whose name ends in a unit or a count are right-aligned. Cells are text, not markup."""
+    result = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for column in columns:
+        result.add_column(column, justify="right" if column in _NUMERIC else "left", overflow="fold")
+    for row in rows:
+        result.add_row(*(escape(cell) for cell in row))
+    return result
+
+
+_NUMERIC = {
+    "dense",
+    "low-rank",
+    "dense ms",
+    "ms",
+    "error",
+    "p50 ms",
+    "p90 ms",
+    "samples/s",
+    "epoch",
+    "loss",
+    "accuracy",
+}
+
+
+def run_summary(record: RunRecord, folder: str) -> RenderableType:
+    """What a run found."""
+    warnings = [f"warning: {escape(text)}" for text in record.warnings]
+    return Group(
+        table(("", "dense", "low-rank", "low-rank against dense"), comparison_rows(record)),
+        f"{record.layers['factorised']} layers factorised, {record.layers['dense']} kept dense; "
+        f"batch and threads as in the recipe, on {escape(record.environment.cpu)} ({record.environment.cores} cores).",
+        f"A/A control: {speedup_of_control(record.control.estimate)}.",
+        *warnings,
+        f"report: {escape(folder)}/report.html",
+    )
+
+
+def speedup_of_control(estimate: float) -> str:
+    """The control in words: how far two identical models came out apart."""
+    return f"the dense model against itself came out at {estimate:.3f}"
+
+
+def plan_table(plan: RankPlan) -> RenderableType:
+    """One row per layer, and the totals."""
+    rows = [
+        (
+            layer.name,
+            str(layer.signature or "–"),
+            milliseconds(layer.dense_latency_ms),
+            choice_name(layer.choice),
+            milliseconds(layer.predicted_latency_ms),
+            f"{layer.predicted_error:.3f}" if layer.predicted_error else "",
+            layer.reason,
+        )
+        for layer in plan.layers
+    ]
+    totals = (
+        f"{len(plan.factorised)} of {len(plan.layers)} layers factorised; "
+        f"parameters {plan.lowrank_parameters / plan.dense_parameters:.0%}, "
+        f"MACs {plan.lowrank_macs / plan.dense_macs:.0%} of dense"
+    )
+    if plan.predicted_speedup is not None:
+        totals += f"; predicted speedup {plan.predicted_speedup:.2f}×"
+    return Group(table(("layer", "shape", "dense ms", "choice", "ms", "error", "why"), rows), totals)
+
+
+def training_table(trained: TrainedModel) -> RenderableType:
+    """One row per epoch."""
+    rows = [
+        (str(epoch.epoch), epoch.frozen, f"{epoch.loss:.4f}", f"{epoch.accuracy:.2%}", f"{epoch.images_per_s:.0f}/s")
+        for epoch in trained.epochs
+    ]
+    return Group(
+        table(("epoch", "frozen", "loss", "accuracy", "images"), rows), f"test accuracy {trained.accuracy:.2%}"
+    )
+
+
+def rewrite_table(report: RewriteReport) -> RenderableType:
+    """What was done and what was not."""
+    rows = [(entry.rule, entry.node, entry.change) for entry in report.applied]
+    rows += [(entry.rule, entry.node, f"skipped: {entry.reason}") for entry in report.skipped]
+    difference = "" if report.max_abs_difference is None else f"; largest difference {report.max_abs_difference:.1e}"
+    summary = f"{len(report.applied)} rewritten, {len(report.skipped)} skipped{difference}"
+    return Group(table(("rule", "node", "change"), rows), summary) if rows else Group("no factors found; " + summary)
+
+
+def comparison_table(comparison: Comparison) -> RenderableType:
+    """Both arms, the speedup and the control."""
+    rows = [
+        (name, milliseconds(arm.p50_ms), milliseconds(arm.p90_ms), f"{arm.throughput_per_s:.0f}")
+        for name, arm in (("base", comparison.base), ("candidate", comparison.candidate))
+    ]
+    return Group(
+        table(("", "p50 ms", "p90 ms", "samples/s"), rows),
+        f"speedup {speedup(comparison.speedup)}, from {comparison.speedup.launches} launches, "
+        f"batch {comparison.batch}, threads {comparison.threads}",
+        f"A/A control: base against itself {comparison.control.estimate:.3f}",
+        *(f"warning: {escape(text)}" for text in comparison.warnings),
+    )
+
+
+def difference_table(difference: OutputDifference) -> RenderableType:
+    """Every metric, and the verdict."""
+    rows = [
+        ("largest difference", f"{difference.max_abs:.2e}"),
+        ("relative L2", f"{difference.relative_l2:.2e}"),
+        ("tolerance", f"{difference.tolerance:.2e}"),
+        ("cosine", f"{difference.cosine:.9f}"),
+        ("top-1 agreement", f"{difference.top1_agreement:.2%}"),
+        ("batches", ", ".join(map(str, difference.batches))),
+    ]
+    return Group(table(("metric", "value"), rows), "passed" if difference.passed else "FAILED")

@@ -1,0 +1,53 @@
+"""Numbers in words, the same in the terminal and on the page."""
+
+from __future__ import annotations
+
+from lrd_deploy.records import Choice, KeepDense, Latency, Pair, Ratio, RunRecord
+
+
+def speedup(ratio: Ratio) -> str:
+    """Returns "2.31× (95 % interval 2.25 to 2.38)", and says so where it is not demonstrated."""
+    text = f"{ratio.estimate:.2f}× ({ratio.confidence:.0%} interval {ratio.low:.2f} to {ratio.high:.2f})"
+    return text if ratio.demonstrated else f"{text}, not demonstrated"
+
+
+def milliseconds(value: float | None) -> str:
+    """Returns three significant digits, or a dash."""
+    return "–" if value is None else f"{value:.3g}"
+
+
+def count(value: float) -> str:
+    """Returns "11.2 M"."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:.0f}"
+
+
+def share(pair: Pair) -> str:
+    """Returns low-rank over dense in percent."""
+    return f"{pair.lowrank / pair.dense:.0%}" if pair.dense else "–"
+
+
+def choice_name(choice: Choice) -> str:
+    """Returns "dense", "svd 32" or "tucker2 16, 32"."""
+    return "dense" if isinstance(choice, KeepDense) else str(choice)
+
+
+def comparison_rows(record: RunRecord) -> list[tuple[str, str, str, str]]:
+    """Returns (quantity, dense, low-rank, change) for the table every report opens with."""
+    accuracy, dense, lowrank = record.accuracy, record.latency["dense"], record.latency["lowrank"]
+    points = 100 * (accuracy.lowrank - accuracy.dense)
+    return [
+        ("accuracy", f"{accuracy.dense:.2%}", f"{accuracy.lowrank:.2%}", f"{points:+.2f} points"),
+        ("parameters", count(record.parameters.dense), count(record.parameters.lowrank), share(record.parameters)),
+        ("MACs per sample", count(record.macs.dense), count(record.macs.lowrank), share(record.macs)),
+        ("latency p50, ms", *_pair_of_latencies(dense, lowrank, "p50_ms"), speedup(record.speedup)),
+        ("latency p90, ms", *_pair_of_latencies(dense, lowrank, "p90_ms"), ""),
+        ("cold start, ms", *_pair_of_latencies(dense, lowrank, "cold_start_ms"), ""),
+        ("training step", "1", f"{1 / record.training_speedup.estimate:.2f}", speedup(record.training_speedup)),
+    ]
+
+
+def _pair_of_latencies(dense: Latency, lowrank: Latency, field: str) -> tuple[str, str]:
+    return milliseconds(getattr(dense, field)), milliseconds(getattr(lowrank, field))
