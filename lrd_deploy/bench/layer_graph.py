@@ -86,7 +86,8 @@ def _products(signature: LayerSignature, widths: Widths) -> tuple[list[NodeProto
     initializers = [_random(f"w{number}", (entry, exit_)) for number, (entry, exit_, _) in enumerate(widths)]
     initializers.append(_random("bias", (signature.out_channels,)))
     last = len(widths) - 1
-    nodes = [helper.make_node("MatMul", [f"v{n}" if n else "x", f"w{n}"], [f"v{n + 1}"]) for n in range(last)]
+    operator = "MatMul" if signature.spatial else "Gemm"
+    nodes = [helper.make_node(operator, [f"v{n}" if n else "x", f"w{n}"], [f"v{n + 1}"]) for n in range(last)]
     source = f"v{last}" if last else "x"
     if signature.spatial:
         nodes.append(helper.make_node("MatMul", [source, f"w{last}"], ["product"]))

@@ -17,6 +17,7 @@ from lrd_deploy.errors import LrdError
 def measure(plan: LaunchPlan) -> LaunchSamples:
     """Runs one launch: loads every arm in order, interleaves them, then runs base and candidate alone."""
     backend = runtime(plan.backend)
+    backend.describe()  # imports the runtime, so that the first arm's cold start does not
     with np.load(plan.inputs) as stored:
         inputs = dict(stored)
     quiet = SessionSettings(threads=plan.threads)

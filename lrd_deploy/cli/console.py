@@ -19,7 +19,7 @@ def show(record: Record, rendered: RenderableType, *, as_json: bool) -> None:
         return
     from rich.console import Console
 
-    width = None if sys.stdout.isatty() else 160
+    width = None if sys.stdout.isatty() else 1000  # a file or a pipe wants whole lines
     Console(highlight=False, soft_wrap=False, width=width, markup=True).print(rendered)
 
 

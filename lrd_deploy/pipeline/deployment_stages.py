@@ -55,6 +55,8 @@ def rewrite_stage(work: Workspace, exported: ExportedPair) -> RewrittenModel:
     depends_on = {"lowrank": exported.lowrank.sha256, "quantum": quantum}
 
     def make() -> tuple[RewrittenModel, list[Path]]:
+        from lrd_deploy.pipeline.rewriting import rewrite_model
+        from lrd_deploy.rewrite.pad_rank import PadRank
 
         target = work.path("lowrank.onnx")
         rewritten = rewrite_model(

@@ -8,7 +8,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-_WEIGHTED = ("Conv", "Gemm", "MatMul")
+# Nodes that can follow each other as factors: convolutions, or matrix products of either spelling.
+_FAMILY = {"Conv": "convolution", "Gemm": "product", "MatMul": "product"}
 Array = NDArray[np.floating]
 
 
@@ -76,7 +77,7 @@ def check_chain(graph: gs.Graph, chain: FactorChain) -> str | None:
 
 def is_weighted(node: gs.Node) -> bool:
     """True for a convolution or matrix product whose second input is a constant of a full layer's shape."""
-    if node.op not in _WEIGHTED or len(node.inputs) < 2 or not isinstance(node.inputs[1], gs.Constant):
+    if node.op not in _FAMILY or len(node.inputs) < 2 or not isinstance(node.inputs[1], gs.Constant):
         return False
     return len(node.inputs[1].shape) == (4 if node.op == "Conv" else 2)
 
@@ -130,11 +131,15 @@ def _run_from(node: gs.Node) -> list[gs.Node]:
     run = [node]
     while len(run) < 3:
         consumers = run[-1].outputs[0].outputs
-        follower = next((consumer for consumer in consumers if consumer.op == node.op and is_weighted(consumer)), None)
+        follower = next((consumer for consumer in consumers if _may_follow(consumer, node)), None)
         if follower is None or follower.inputs[0] is not run[-1].outputs[0]:
             break
         run.append(follower)
     return run
+
+
+def _may_follow(consumer: gs.Node, node: gs.Node) -> bool:
+    return is_weighted(consumer) and _FAMILY[consumer.op] == _FAMILY[node.op]
 
 
 def _is_narrow_inside(nodes: tuple[gs.Node, ...]) -> bool:

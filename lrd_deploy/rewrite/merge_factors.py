@@ -63,8 +63,7 @@ class MergeFactors:
             placed.attrs["kernel_shape"] = list(kernel.shape[2:])
         else:
             set_matrix(placed, product, f"{name}.merged_weight")
-        placed.inputs[0] = source
-        del placed.inputs[2:]
+        placed.inputs = [source, placed.inputs[1]]
         if merged_bias is not None:
             placed.inputs.append(gs.Constant(f"{name}.merged_bias", merged_bias.astype(dtype)))
         output = last.outputs[0]
@@ -76,10 +75,14 @@ class MergeFactors:
 
 
 def _placed(chain: FactorChain) -> gs.Node:
-    """The node that strides, pads or spans pixels; the first where none does."""
-    if len(chain.nodes) == 3:
+    """The node that the merged one takes its attributes from.
+
+    For convolutions the one that strides, pads or spans pixels; for products a Gemm, which can hold a bias.
+    """
+    if len(chain.nodes) == 3 and chain.nodes[1].op == "Conv":
         return chain.nodes[1]
-    return next((node for node in chain.nodes if _strides(node) or _pads(node)), chain.nodes[0])
+    special = (node for node in chain.nodes if _strides(node) or _pads(node) or node.op == "Gemm")
+    return next(special, chain.nodes[0])
 
 
 def _pads(node: gs.Node) -> bool:
@@ -104,13 +107,14 @@ def _merged_bias(chain: FactorChain) -> Array | None:
     """Carries every node's bias through the nodes after it, in float64; None where no node has one."""
     total: Array | None = None
     for node in chain.nodes:
-        if total is not None:
-            total = (
-                weight(node).reshape(len(weight(node)), total.size, -1).sum(-1) @ total
-                if node.op == "Conv"
-                else (matrix(node) @ total)
-            )
         own = bias(node)
+        if total is not None:
+            total = _summed_over_pixels(node) @ total
         if own is not None:
-            total = own.astype(np.float64) if total is None else total + own
+            total = own.astype(np.float64) + (0.0 if total is None else total)
     return total
+
+
+def _summed_over_pixels(node: gs.Node) -> Array:
+    """What a node does to an input that is the same at every pixel: (out, in)."""
+    return weight(node).astype(np.float64).sum((2, 3)) if node.op == "Conv" else matrix(node).astype(np.float64)

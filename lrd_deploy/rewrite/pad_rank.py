@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -53,7 +54,7 @@ class PadRank:
         """Pads every weight of the chain, and the biases of its inner nodes."""
         before = chain.ranks
         widths = (None, *self._padded(chain), None)
-        for node, width_in, width_out in zip(chain.nodes, widths, widths[1:], strict=True):
+        for node, (width_in, width_out) in zip(chain.nodes, pairwise(widths), strict=True):
             _pad_node(node, width_in, width_out, suffix=f"padded_to_{self.quantum}")
         for value in chain.inner:
             value.shape = None  # inferred again after the rewrite

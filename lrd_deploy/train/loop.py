@@ -103,10 +103,21 @@ def make_optimizer(model: nn.Module, settings: Training) -> torch.optim.Optimize
     groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     match settings.optimizer:
         case "sgd":
-            nesterov = settings.momentum > 0
-            return torch.optim.SGD(groups, settings.learning_rate, settings.momentum, nesterov=nesterov)
+            return _sgd(groups, settings)
         case "adamw":
-            return torch.optim.AdamW(groups, settings.learning_rate)
+            return torch.optim.AdamW(groups, settings.learning_rate, fused=True)
+
+
+def _sgd(groups: list[dict], settings: Training) -> torch.optim.SGD:
+    """SGD with Nesterov momentum, whose buffers all exist from the start: the fused step refuses to mix."""
+    momentum = settings.momentum
+    optimizer = torch.optim.SGD(groups, settings.learning_rate, momentum, nesterov=momentum > 0, fused=True)
+    if momentum > 0:
+        for parameter in (parameter for group in groups for parameter in group["params"]):
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(
+                parameter
+            )  # one step makes it the gradient
+    return optimizer
 
 
 def learning_rate_at(step: int, steps: int, settings: Training) -> float:

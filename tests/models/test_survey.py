@@ -1,0 +1,69 @@
+import pytest
+import torch
+from torch import nn
+
+from lrd_deploy.errors import InputError
+from lrd_deploy.models.survey import survey
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding="same", dilation=2)
+        self.depthwise = nn.Conv2d(8, 8, 3, groups=8)
+        self.up = nn.ConvTranspose2d(8, 8, 2)
+        self.unused = nn.Linear(4, 4)
+        self.tied_a, self.tied_b = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.tied_b.weight = self.tied_a.weight
+        self.normed = nn.utils.parametrizations.weight_norm(nn.Linear(8, 8))
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x):
+        x = self.up(self.depthwise(self.stem(x))).flatten(2).mT
+        x = self.normed(self.tied_b(self.tied_a(x)))
+        return self.head(self.attention(x, x, x)[0].mean(1))
+
+
+REASONS = {
+    "stem": None,
+    "depthwise": "grouped convolution (8 groups)",
+    "up": "ConvTranspose2d has no factorised form here",
+    "unused": "the example input does not reach it",
+    "tied_a": "its weight is shared with another layer",
+    "tied_b": "its weight is shared with another layer",
+    "normed": "its weight is parametrised",
+    "attention.out_proj": "nn.MultiheadAttention reads this layer's weight directly",
+    "head": None,
+}
+
+
+def test_every_layer_is_found_and_every_refusal_has_its_reason():
+    layers = survey(Net(), torch.randn(2, 3, 9, 9))
+    assert {layer.name: layer.refusal for layer in layers} == REASONS
+
+
+def test_signatures_hold_what_latency_depends_on():
+    stem = next(layer for layer in survey(Net(), torch.randn(2, 3, 9, 9)) if layer.name == "stem")
+    signature = stem.signature
+    assert (signature.padding, signature.dilation, signature.spatial) == ((2, 2), (2, 2), (9, 9))
+    assert stem.weight().shape == (8, 3, 3, 3)
+
+
+def test_skip_patterns_are_globs_and_are_named_in_the_reason():
+    layers = {layer.name: layer for layer in survey(Net(), torch.randn(1, 3, 9, 9), skip=("st*",))}
+    assert layers["stem"].refusal == "the recipe skips 'st*'"
+
+
+def test_the_model_is_left_as_it_was():
+    model = Net().train()
+    survey(model, torch.randn(1, 3, 9, 9))
+    assert model.training
+    assert not any(module._forward_pre_hooks for module in model.modules() if isinstance(module, nn.Conv2d))
+
+
+def test_a_model_with_nothing_to_factorise_is_refused_with_the_reasons():
+    with pytest.raises(InputError, match="'0': grouped convolution"):
+        survey(nn.Sequential(nn.Conv2d(4, 4, 3, groups=2)), torch.randn(1, 4, 5, 5))
+    with pytest.raises(InputError, match=r"no linear or 2-D convolution layer"):
+        survey(nn.Sequential(nn.ReLU()), torch.randn(1, 4))

@@ -1,0 +1,108 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx.reference import ReferenceEvaluator
+
+from lrd_deploy.rewrite.apply import apply_rules
+from lrd_deploy.rewrite.pad_rank import PadRank
+from tests.rewrite.graph_text import DOWN, PAIR, UP, model
+from tests.tolerances import sum_tolerance
+
+
+def refusals(graph, quantum=4):
+    _, applied, skipped = apply_rules(graph, [PadRank(quantum)])
+    assert applied == ()
+    return [entry.reason for entry in skipped]
+
+
+@given(width=st.integers(2, 12), out=st.integers(2, 12), rank=st.integers(1, 11), quantum=st.integers(1, 8))
+@settings(max_examples=40, deadline=None)
+def test_padding_reaches_the_quantum_and_keeps_the_output(width, out, rank, quantum):
+    pair = (("a", (rank, width)), ("b", (out, rank)))
+    shapes = {"inputs": f"float[batch,{width}] x", "outputs": f"float[batch,{out}] y"}
+    before = model(DOWN, UP, weights=pair, **shapes)
+    after, applied, _ = apply_rules(before, [PadRank(quantum)])
+    if applied:
+        weights = {node.name: node.input[1] for node in after.graph.node}
+        dims = {tensor.name: list(tensor.dims) for tensor in after.graph.initializer}
+        assert dims[weights["fc.down"]][0] % quantum == 0
+        assert dims[weights["fc.down"]][0] - rank < quantum
+    x = np.linspace(-1, 1, 3 * width, dtype=np.float32).reshape(3, width)
+    one, other = (ReferenceEvaluator(m).run(None, {"x": x})[0] for m in (before, after))
+    np.testing.assert_allclose(other, one, rtol=0, atol=sum_tolerance(np.float32, width + rank, np.abs(one).max() + 1))
+
+
+def test_a_rank_on_the_quantum_is_left_alone():
+    assert refusals(model(DOWN, UP, weights=PAIR), quantum=3) == ["its rank 3 is already on the quantum 3"]
+
+
+def test_padding_past_the_layer_is_refused():
+    assert refusals(model(DOWN, UP, weights=PAIR), quantum=8) == ["a rank of 8 would exceed the layer's 4 channels"]
+
+
+def test_an_inner_value_with_a_second_reader_is_refused():
+    graph = model(DOWN, UP, '["r"] z = Relu (h)', outputs="float[batch,4] y, float[batch,3] z", weights=PAIR)
+    assert refusals(graph) == ["the value between its factors is read by 2 nodes"]
+
+
+def test_an_inner_value_that_is_an_output_is_refused():
+    graph = model(DOWN, UP, outputs="float[batch,4] y, float[batch,3] h", weights=PAIR)
+    assert refusals(graph) == ["the value between its factors is the graph output 'h'"]
+
+
+def test_a_gemm_that_scales_is_refused():
+    graph = model('["fc.down"] h = Gemm <transB=1, alpha=0.5> (x, a)', UP, weights=PAIR)
+    assert refusals(graph) == ["'fc.down' scales or transposes its input"]
+
+
+def test_a_grouped_core_is_refused():
+    graph = model(
+        '["c.first"] p = Conv (x, a)',
+        '["c.core"] q = Conv <group=2> (p, b)',
+        '["c.last"] y = Conv (q, c)',
+        inputs="float[batch,4,5,5] x",
+        outputs="float[batch,4,h,w] y",
+        weights=(("a", (2, 4, 1, 1)), ("b", (2, 1, 3, 3)), ("c", (4, 2, 1, 1))),
+    )
+    assert refusals(graph, quantum=3) == ["'c.core' is a grouped convolution"]
+
+
+def test_wide_neighbours_and_activations_in_between_are_no_factors():
+    wide = model(DOWN, UP, weights=(("a", (4, 4)), ("b", (4, 4))))
+    active = model(DOWN.replace(" h ", " p "), '["r"] h = Relu (p)', UP, weights=PAIR)
+    assert refusals(wide) == refusals(active) == []
+
+
+def test_a_shared_weight_is_copied_before_it_is_changed():
+    graph = model(
+        DOWN,
+        UP,
+        '["other"] z = Gemm <transB=1> (x, a)',
+        outputs="float[batch,4] y, float[batch,3] z",
+        weights=PAIR,
+    )
+    after, applied, _ = apply_rules(graph, [PadRank(4)])
+    assert len(applied) == 1
+    dims = {tensor.name: list(tensor.dims) for tensor in after.graph.initializer}
+    assert dims["a"] == [3, 4]
+
+
+def test_metadata_of_model_graph_and_nodes_survives():
+    graph = model(DOWN, UP, weights=PAIR)
+    for holder, key in ((graph, "m"), (graph.graph, "g"), (graph.graph.node[0], "n")):
+        holder.metadata_props.add(key=key, value="kept")
+    graph.graph.node[1].doc_string = "about up"
+    after, _, _ = apply_rules(graph, [PadRank(4)])
+    assert [entry.key for entry in after.metadata_props] == ["m"]
+    assert [entry.key for entry in after.graph.metadata_props] == ["g"]
+    down, up = after.graph.node
+    assert [entry.key for entry in down.metadata_props] == ["n"]
+    assert up.doc_string == "about up"
+
+
+@pytest.mark.parametrize("quantum", [1, 3])
+def test_a_model_that_no_rule_changes_comes_back_untouched(quantum):
+    graph = model(DOWN, UP, weights=PAIR)
+    after, _, _ = apply_rules(graph, [PadRank(quantum)])
+    assert after is graph
