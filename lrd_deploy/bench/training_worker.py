@@ -23,19 +23,23 @@ from lrd_deploy.records import FrozenGroup
 from lrd_deploy.train.freezing import freeze_, phases
 from lrd_deploy.train.loop import make_optimizer, training_loss
 
-_ROUNDS, _STEPS, _BATCHES = 6, 2, 4
+_ROUNDS, _STEPS, _BATCHES = 5, 2, 4
 _TINY_RATE = 1e-6  # the weights stay put; a step costs the same
 
 
 def measure(plan: TrainingLaunchPlan) -> TrainingLaunchSamples:
-    """Builds both models, dense first or last, and times their steps in interleaved blocks."""
+    """Builds both models, dense first or last, and times their steps in interleaved blocks.
+
+    Each arm trains as its section of the recipe says: optimizer, layout, loss.
+    """
     torch.set_num_threads(plan.threads)
     make_importable(plan.recipe_folder)
     recipe = plan.recipe
     stored = list(islice(batches(load_data(recipe.data, seed=recipe.seed).train), _BATCHES))
     makers = {"dense": _dense, "lowrank": _lowrank}
+    settings = {"dense": recipe.dense or recipe.fine_tune, "lowrank": recipe.fine_tune}
     steps = {
-        name: _Steps(makers[name](plan), recipe.fine_tune, cycle(stored))
+        name: _Steps(makers[name](plan), settings[name], cycle(stored))
         for name in (makers if plan.dense_first else reversed(makers))
     }
     arms: dict[str, Callable[[], None]] = {"dense": partial(steps["dense"], "none")}

@@ -100,7 +100,7 @@ def training_bench_stage(
     depends_on = {
         "dense": dense.sha256,
         "lowrank": lowrank.sha256,
-        "fine_tune": recipe.fine_tune.model_dump(mode="json"),
+        "recipe": recipe.model_dump(mode="json", include={"dense", "fine_tune"}),
         "data": recipe.data.model_dump(mode="json"),
         "launches": recipe.bench.training_launches,
         "machine": here.fingerprint,

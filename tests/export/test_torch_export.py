@@ -1,0 +1,135 @@
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from lrd_deploy.decompose.surgery import decompose_
+from lrd_deploy.engines import SessionSettings, runtime
+from lrd_deploy.engines.difference import compare_outputs, rounding_tolerance
+from lrd_deploy.errors import InputError, StorageError
+from lrd_deploy.export.onnx_file import read_model
+from lrd_deploy.export.torch_export import export_onnx
+from lrd_deploy.models.survey import survey
+from lrd_deploy.ranks.choose import plan_ranks
+from lrd_deploy.recipe import UniformRank
+from lrd_deploy.rewrite.apply import apply_rules
+from lrd_deploy.rewrite.pad_rank import PadRank
+
+EXAMPLE = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+class Net(nn.Module):
+    """Every weighted node the exporter writes: Conv with BatchNorm, 1×1, Linear on vectors and on sequences."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.norm = nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
+        self.pointwise = nn.Conv2d(16, 24, 1)
+        self.tokens = nn.Linear(24, 24)
+        self.head = nn.Linear(24, 5)
+
+    def forward(self, x):
+        x = self.pointwise(torch.relu(self.norm(self.conv(x)))).flatten(2).mT
+        return self.head(torch.relu(self.tokens(x)).mean(1))
+
+
+def lowrank():
+    net = Net().eval()
+    return decompose_(net, plan_ranks(survey(net, EXAMPLE), UniformRank(alpha=1.5)))
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    path = tmp_path_factory.mktemp("export") / "lowrank.onnx"
+    net = lowrank()
+    return net, path, export_onnx(net, EXAMPLE, path, opset=20)
+
+
+def test_the_file_computes_what_the_module_does_at_any_batch(exported):
+    net, path, _ = exported
+    session = runtime("onnxruntime").load(path, SessionSettings())
+
+    @torch.no_grad()
+    def in_torch(inputs):
+        return {"logits": net(torch.from_numpy(inputs["images"])).numpy()}
+
+    batches = [{"images": np.resize(EXAMPLE.numpy(), (size, 3, 8, 8))} for size in (1, 2, 7)]
+    difference = compare_outputs(in_torch, session.run, batches, rounding_tolerance(read_model(path)))
+    assert difference.passed, difference
+
+
+def test_every_factor_node_is_named_after_its_module(exported):
+    _, path, record = exported
+    named = {(origin.module, origin.factor): origin for origin in record.origins}
+    assert set(named) == {
+        ("conv", "first"), ("conv", "core"), ("conv", "last"),
+        ("pointwise", "down"), ("pointwise", "up"),
+        ("tokens", "down"), ("tokens", "up"),
+        ("head", "down"), ("head", "up"),
+    }  # fmt: skip
+    assert named["conv", "core"].node == "conv.core"
+    names = [node.name for node in onnx.load(path).graph.node]
+    assert len(set(names)) == len(names)
+    assert all(names)
+
+
+def test_exporting_twice_gives_the_same_names(exported, tmp_path):
+    net, path, _ = exported
+    export_onnx(net, EXAMPLE, tmp_path / "again.onnx", opset=20)
+    names = [[node.name for node in onnx.load(file).graph.node] for file in (path, tmp_path / "again.onnx")]
+    assert names[0] == names[1]
+
+
+def test_the_record_says_what_the_file_holds(exported):
+    _, _, record = exported
+    assert record.opset == 20
+    assert record.inputs[0].shape == ("batch", 3, 8, 8)
+    assert record.outputs[0].name == "logits"
+
+
+def test_every_chain_that_was_decomposed_is_found_again_in_the_graph(exported):
+    _, path, _ = exported
+    _, applied, skipped = apply_rules(read_model(path), [PadRank(1000)])
+    assert {entry.node for entry in (*applied, *skipped)} == {"conv", "pointwise", "tokens", "head"}
+
+
+def test_the_model_is_left_in_its_mode(tmp_path):
+    net = Net().train()
+    export_onnx(net, EXAMPLE, tmp_path / "m.onnx", opset=20)
+    assert net.training
+
+
+def test_a_model_that_cannot_be_traced_is_told_and_leaves_no_file(tmp_path):
+    class Branches(nn.Module):
+        def forward(self, x):
+            return x if x.sum() > 0 else -x
+
+    with pytest.raises(InputError, match="exporting Branches to ONNX"):
+        export_onnx(Branches(), EXAMPLE, tmp_path / "m.onnx", opset=20)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_batch_that_got_fixed_is_refused(tmp_path):
+    class Fixed(nn.Module):
+        def forward(self, x):
+            return x.flatten(1) * (2 if x.shape[0] == 2 else 3)
+
+    with pytest.raises(InputError, match=r"a dynamic batch|Fixed"):
+        export_onnx(Fixed(), EXAMPLE, tmp_path / "m.onnx", opset=20)
+    assert not (tmp_path / "m.onnx").exists()
+
+
+@pytest.mark.parametrize("damage", [b"", b"not onnx", None])
+def test_a_file_that_is_no_model_is_refused(exported, tmp_path, damage):
+    _, path, _ = exported
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(path.read_bytes()[:5000] if damage is None else damage)
+    with pytest.raises(InputError, match=r"reading the ONNX model .* export it again"):
+        read_model(broken)
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(StorageError, match="No such file"):
+        read_model(tmp_path / "none.onnx")

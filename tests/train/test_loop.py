@@ -1,0 +1,100 @@
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lrd_deploy.decompose.layers import SVDLinear
+from lrd_deploy.errors import InputError, TrainingDiverged
+from lrd_deploy.models.data import Data
+from lrd_deploy.recipe.settings import FineTuning, SequentialFreezing, Training
+from lrd_deploy.records import SVD
+from lrd_deploy.train.loop import TrainingJob, accuracy, learning_rate_at, train
+
+
+def data(seed=0, classes=2):
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(classes, (96,), generator=generator)
+    inputs = torch.randn(96, 6, generator=generator) + 3 * labels[:, None]
+    dataset = TensorDataset(inputs, labels)
+    return Data(DataLoader(dataset, 16, shuffle=True), DataLoader(dataset, 32))
+
+
+def model():
+    torch.manual_seed(0)
+    return nn.Sequential(SVDLinear(nn.Linear(6, 8), SVD(rank=3)), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 2))
+
+
+def job(folder, epochs=4, **changes):
+    settings = FineTuning(epochs=epochs, learning_rate=0.05, freezing=SequentialFreezing(), **changes)
+    return TrainingJob(model(), data(), settings, seed=3, checkpoints=folder, what="test")
+
+
+def test_training_learns_and_records_every_epoch(tmp_path):
+    learning = job(tmp_path)
+    epochs = train(learning)
+    assert [epoch.frozen for epoch in epochs] == ["B", "A", "B", "A"]
+    assert epochs[-1].loss < epochs[0].loss
+    assert accuracy(learning.model, learning.data) == epochs[-1].accuracy > 0.9
+    assert all(parameter.requires_grad for parameter in learning.model.parameters())
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing that the loop could catch and clean up after."""
+
+
+class KilledAt:
+    """An observer that ends the process's life at a step."""
+
+    def __init__(self, step):
+        self.left = step
+
+    def progress(self, *_):
+        self.left -= 1
+        if self.left == 0:
+            raise Killed
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("step", [2, 6, 15])
+def test_a_killed_run_resumes_to_the_very_same_weights(tmp_path, step, optimizer):
+    whole = job(tmp_path / "whole", optimizer=optimizer)
+    train(whole)
+    with pytest.raises(Killed):
+        train(job(tmp_path / "cut", optimizer=optimizer), KilledAt(step))
+    resumed = job(tmp_path / "cut", optimizer=optimizer)
+    epochs = train(resumed)
+    assert [epoch.epoch for epoch in epochs] == [1, 2, 3, 4]
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, resumed.model.state_dict()[name]), name
+
+
+def test_only_the_newest_checkpoint_stays(tmp_path):
+    train(job(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["epoch-00004"]
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    train(job(tmp_path))
+    other = TrainingJob(nn.Linear(6, 2), data(), Training(epochs=9, learning_rate=0.1), 0, tmp_path, "test")
+    with pytest.raises(InputError, match="is missing"):
+        train(other)
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path):
+    broken = TrainingJob(model(), data(), Training(epochs=3, learning_rate=1e30), 0, tmp_path, "dense training")
+    with pytest.raises(TrainingDiverged, match=r"dense training, epoch 1: a loss of nan; .* lower 'learning_rate'"):
+        train(broken)
+
+
+def test_accuracy_on_one_class_is_refused():
+    with pytest.raises(InputError, match="labels of 1 class"):
+        accuracy(nn.Linear(6, 2), data(classes=1))
+
+
+def test_the_learning_rate_warms_up_and_ends_near_zero():
+    settings = Training(epochs=1, learning_rate=1.0, warmup_share=0.1)
+    rates = [learning_rate_at(step, 100, settings) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == rates[9] == rates[10] == pytest.approx(1.0)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[-1] < 0.001
