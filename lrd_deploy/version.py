@@ -1,3 +1,3 @@
 """The version, in a module of its own so that the build and the command line read it without importing the package."""
 
-VERSION = "0.1.0"
+__version__ = "0.1.0"

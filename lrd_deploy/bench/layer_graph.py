@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from lrd_deploy.ranks.cost import output_size
 from lrd_deploy.records import SVD, Choice, KeepDense, LayerSignature, Tucker2
 
 _OPSET, _IR_VERSION = 20, 10
@@ -24,12 +25,11 @@ def layer_graph(signature: LayerSignature, choice: Choice) -> ModelProto:
     widths = _widths(signature, choice)
     make = _convolutions if signature.kind == "conv2d" else _products
     nodes, initializers = make(signature, widths)
-    shape = ["batch", *_input_shape(signature)]
     graph = helper.make_graph(
         nodes,
         "layer",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", *_input_shape(signature)])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", *_output_shape(signature)])],
         initializers,
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION)
@@ -44,6 +44,11 @@ def _input_shape(signature: LayerSignature) -> tuple[int, ...]:
     if signature.kind == "conv2d":
         return (signature.in_channels, *signature.spatial)
     return (*signature.spatial, signature.in_channels)
+
+
+def _output_shape(signature: LayerSignature) -> tuple[int, ...]:
+    size = output_size(signature)
+    return (signature.out_channels, *size) if signature.kind == "conv2d" else (*size, signature.out_channels)
 
 
 def _widths(signature: LayerSignature, choice: Choice) -> Widths:

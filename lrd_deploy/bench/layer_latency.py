@@ -16,6 +16,7 @@ from lrd_deploy.bench.statistics import median
 from lrd_deploy.engines import SessionSettings, runtime
 from lrd_deploy.engines.backend import Runtime
 from lrd_deploy.errors import InputError
+from lrd_deploy.files import read_bytes, write_text
 from lrd_deploy.observer import Observer, SilentObserver
 from lrd_deploy.records import Choice, Environment, LayerSignature, Record
 
@@ -93,12 +94,9 @@ class MeasuredLatency:
             yield calls
 
     def _stored(self) -> list[LatencyRow]:
-        """The rows of earlier runs under the same conditions; a line cut short by a kill is not one."""
-        if not self.store.exists():
-            return []
-        whole = [line for line in self.store.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        """The rows of earlier runs under the same conditions."""
         try:
-            rows = [LatencyRow.model_validate_json(line) for line in whole]
+            rows = [LatencyRow.model_validate_json(line) for line in self._whole_lines()]
         except ValueError as exc:
             raise InputError(
                 f"reading the latency table '{self.store}'",
@@ -108,13 +106,19 @@ class MeasuredLatency:
             ) from exc
         return [row for row in rows if self._conditions(row) == self._conditions(self)]
 
+    def _whole_lines(self) -> list[str]:
+        """The lines of the table, without one that was cut short."""
+        if not self.store.exists():
+            return []
+        lines = read_bytes(self.store).decode(errors="replace").splitlines(keepends=True)
+        return [line for line in lines if line.endswith("\n")]
+
     def _conditions(self, source: LatencyRow | MeasuredLatency) -> tuple[str, int, int, str]:
         if isinstance(source, LatencyRow):
             return source.backend, source.batch, source.threads, source.fingerprint
         return source.backend.name, source.batch, source.threads, source.environment.fingerprint
 
     def _append(self, signature: LayerSignature, measured: Mapping[Choice, float]) -> None:
-        self.store.parent.mkdir(parents=True, exist_ok=True)
         backend, batch, threads, fingerprint = self._conditions(self)
         rows = [
             LatencyRow(
@@ -128,5 +132,4 @@ class MeasuredLatency:
             )
             for choice, latency in measured.items()
         ]
-        with self.store.open("a") as stream:
-            stream.write("".join(row.model_dump_json() + "\n" for row in rows))
+        write_text(self.store, "".join(self._whole_lines()) + "".join(row.model_dump_json() + "\n" for row in rows))

@@ -14,7 +14,9 @@ import typer
 
 from lrd_deploy.cli import bench, build, doctor, export, plan, report, rewrite, run, train, verify
 from lrd_deploy.errors import LrdError
-from lrd_deploy.version import VERSION
+from lrd_deploy.version import __version__
+
+_INTERRUPTED = 130
 
 VERBS = (
     ("run", run.run),
@@ -32,7 +34,7 @@ VERBS = (
 
 def _version_wanted(wanted: bool) -> None:
     if wanted:
-        typer.echo(VERSION)
+        typer.echo(__version__)
         raise typer.Exit
 
 
@@ -68,19 +70,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def exit_code(arguments: list[str]) -> int:
     """Runs the command line and returns its exit code; every error ends here."""
     try:
-        return make_app()(arguments, standalone_mode=False) or 0
+        code = make_app()(arguments, standalone_mode=False) or 0
     except LrdError as problem:
         print(f"lrd-deploy: {problem}", file=sys.stderr)  # noqa: T201
         return 2
     except KeyboardInterrupt:
-        print("lrd-deploy: interrupted; what was finished is kept", file=sys.stderr)  # noqa: T201
-        return 130
-    except typer.Abort:
-        return 130
+        code = _INTERRUPTED
     except typer.Exit as leaving:
-        return leaving.exit_code
+        code = leaving.exit_code
     except Exception as problem:
         return _told(problem)
+    if code == _INTERRUPTED:  # typer turns Ctrl-C within a verb into this code
+        print("lrd-deploy: interrupted; what was finished is kept", file=sys.stderr)  # noqa: T201
+    return code
 
 
 def _told(problem: Exception) -> int:

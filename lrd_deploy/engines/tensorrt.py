@@ -116,16 +116,16 @@ def _profile(inputs: tuple[TensorInfo, ...], settings: BuildSettings) -> Any:
 
 def _capability(text: str, trt: Any) -> tuple[int, int]:
     """Reads "8.6", and refuses what this version cannot compile for."""
-    known = [name for name in dir(getattr(trt, "ComputeCapability", object)) if name.startswith("SM")]
-    if f"SM{text.replace('.', '')}" not in known:
+    names = [name[2:] for name in dir(getattr(trt, "ComputeCapability", object)) if name.startswith("SM")]
+    known = {f"{name[:-1]}.{name[-1]}": (int(name[:-1]), int(name[-1])) for name in sorted(names, key=int)}
+    if text not in known:
         raise UsageError(
             "choosing the GPU to compile for",
             found=f"compute capability '{text}'",
-            accepted=f"one of: {', '.join(f'{name[2:-1]}.{name[-1]}' for name in known)}",
-            remedy="name a capability that this version of TensorRT-RTX lists",
+            accepted=f"one of: {', '.join(known)}" if known else "none: this backend compiles for the GPU at hand",
+            remedy="leave --compute-capability out, or name one that is listed",
         )
-    major, minor = text.split(".")
-    return int(major), int(minor)
+    return known[text]
 
 
 def _has_nvidia_driver() -> bool:

@@ -26,7 +26,7 @@ from lrd_deploy.records import (
     TrainedModel,
     TrainingSpeedup,
 )
-from lrd_deploy.version import VERSION
+from lrd_deploy.version import __version__
 
 STAGES = ("dense", "plan", "lowrank", "export", "rewrite", "bench", "training_bench", "report")
 
@@ -103,7 +103,7 @@ def _record(work: Workspace, result: RunResult) -> RunRecord:
     dense, lowrank, plan, comparison = result.dense, result.lowrank, result.plan, result.comparison
     kept = sum(isinstance(layer.choice, KeepDense) for layer in plan.layers)
     return RunRecord(
-        version=VERSION,
+        version=__version__,
         recipe=work.recipe.name,
         accuracy=Pair(dense=dense.accuracy, lowrank=lowrank.accuracy),
         parameters=Pair(dense=dense.parameters, lowrank=lowrank.parameters),

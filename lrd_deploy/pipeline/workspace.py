@@ -17,7 +17,7 @@ from lrd_deploy.files import read_bytes, remove_partial, sha256_of, storage_erro
 from lrd_deploy.observer import Observer
 from lrd_deploy.recipe import Recipe
 from lrd_deploy.records import Record
-from lrd_deploy.version import VERSION
+from lrd_deploy.version import __version__
 
 R = TypeVar("R", bound=Record)
 _RECIPE = "recipe.json"
@@ -65,7 +65,7 @@ class Workspace:
             make: does the work; returns the record and the files it wrote, which are watched from then on.
         """
         self.observer.stage_started(name)
-        key = _digest({"version": VERSION, **depends_on})
+        key = _digest({"version": __version__, **depends_on})
         stored = self._stored(name, record_type, key)
         if stored is not None:
             record, stamp = stored

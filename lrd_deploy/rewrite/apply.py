@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
 import onnx_graphsurgeon as gs
 from onnx import ModelProto
+from onnx_graphsurgeon.logger import G_LOGGER
+from onnx_graphsurgeon.util.exception import OnnxGraphSurgeonException
 
+from lrd_deploy.errors import InputError
 from lrd_deploy.export.onnx_file import read_model, write_model
 from lrd_deploy.files import sha256_of
 from lrd_deploy.records import Applied, RewriteReport, Skipped
@@ -37,7 +41,25 @@ def apply_rules(
     model: ModelProto, rules: Sequence[Rule]
 ) -> tuple[ModelProto, tuple[Applied, ...], tuple[Skipped, ...]]:
     """Returns the new model, what was done and what was not; a model that no rule changes comes back as it was."""
-    graph = gs.import_onnx(model)
+    with _quiet_graphsurgeon():
+        return _apply(gs.import_onnx(model), model, rules)
+
+
+@contextmanager
+def _quiet_graphsurgeon() -> Iterator[None]:
+    """Keeps graphsurgeon from printing to stdout; what it would warn about is checked here and raised."""
+    before = G_LOGGER.severity
+    G_LOGGER.severity = G_LOGGER.CRITICAL
+    try:
+        yield
+    finally:
+        G_LOGGER.severity = before
+
+
+def _apply(
+    graph: gs.Graph, model: ModelProto, rules: Sequence[Rule]
+) -> tuple[ModelProto, tuple[Applied, ...], tuple[Skipped, ...]]:
+    _name_nodes_(graph)
     applied: list[Applied] = []
     skipped: list[Skipped] = []
     for rule in rules:
@@ -51,13 +73,36 @@ def apply_rules(
     return (_exported(graph, model) if applied else model), tuple(applied), tuple(skipped)
 
 
+def _name_nodes_(graph: gs.Graph) -> None:
+    """Gives every node a name of its own: rules name new weights after their node, and equal names would merge them."""
+    taken: set[str] = set()
+    for position, node in enumerate(graph.nodes):
+        if not node.name or node.name in taken:
+            node.name = f"{node.name or node.op}_{position}"
+        taken.add(node.name)
+
+
 def _exported(graph: gs.Graph, before: ModelProto) -> ModelProto:
     """The graph as a model again, with what graphsurgeon drops put back and shapes inferred anew."""
     graph.cleanup(remove_unused_graph_inputs=False).toposort()
+    _check_names(graph)
     after = gs.export_onnx(graph)
     after.ir_version = before.ir_version
     _copy_metadata(before, after)
     return onnx.shape_inference.infer_shapes(after, check_type=True, strict_mode=True)
+
+
+def _check_names(graph: gs.Graph) -> None:
+    """Two tensors of one name would silently become one."""
+    try:
+        graph.tensors(check_duplicates=True)
+    except OnnxGraphSurgeonException as exc:
+        raise InputError(
+            f"rewriting the graph '{graph.name}'",
+            found=" ".join(str(exc).split())[:300],
+            accepted="tensor names that are unique",
+            remedy="rename one of the tensors that it lists",
+        ) from exc
 
 
 def _copy_metadata(before: ModelProto, after: ModelProto) -> None:

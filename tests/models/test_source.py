@@ -51,7 +51,7 @@ def test_weights_from_safetensors_are_used_as_trained(tmp_path):
 
 @pytest.mark.parametrize("name", ["no/such-model-anywhere", "./missing"])
 def test_a_model_that_is_not_there_is_told_in_one_line(name, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UsageError, match=r"loading the transformers model .* a relative path starts from"):
         load_model(TransformersPretrained(transformers=name))
 

@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
 
+from lrd_deploy.errors import InputError
 from lrd_deploy.rewrite.apply import apply_rules
 from lrd_deploy.rewrite.pad_rank import PadRank
 from tests.rewrite.graph_text import DOWN, PAIR, UP, model
@@ -106,3 +107,25 @@ def test_a_model_that_no_rule_changes_comes_back_untouched(quantum):
     graph = model(DOWN, UP, weights=PAIR)
     after, _, _ = apply_rules(graph, [PadRank(quantum)])
     assert after is graph
+
+
+def test_nodes_without_names_get_their_own_and_keep_their_own_weights():
+    unnamed = model("h = Gemm <transB=1> (x, a)", "y = Gemm <transB=1> (h, b)", weights=PAIR)
+    after, applied, _ = apply_rules(unnamed, [PadRank(4)])
+    assert len(applied) == 1
+    assert len({node.name for node in after.graph.node}) == 2
+    x = np.ones((1, 4), np.float32)
+    one, other = (ReferenceEvaluator(m).run(None, {"x": x})[0] for m in (unnamed, after))
+    np.testing.assert_allclose(other, one, rtol=0, atol=sum_tolerance(np.float32, 16, float(one.max())))
+
+
+def test_a_new_weight_never_takes_the_name_of_another_tensor():
+    taken = '"fc.down.weight_padded_to_4"'
+    graph = model(f'["r"] {taken} = Relu (x)', DOWN.replace("(x,", f"({taken},"), UP, weights=PAIR)
+    with pytest.raises(InputError, match="tensor names that are unique"):
+        apply_rules(graph, [PadRank(4)])
+
+
+def test_nothing_is_printed(capfd):
+    apply_rules(model(DOWN, UP, weights=PAIR), [PadRank(4)])
+    assert capfd.readouterr() == ("", "")

@@ -21,7 +21,9 @@ def data(seed=0, classes=2):
 
 def model():
     torch.manual_seed(0)
-    return nn.Sequential(SVDLinear(nn.Linear(6, 8), SVD(rank=3)), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 2))
+    return nn.Sequential(
+        SVDLinear(nn.Linear(6, 8), SVD(rank=3)), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 2)
+    )
 
 
 def job(folder, epochs=4, **changes):

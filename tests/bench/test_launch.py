@@ -1,0 +1,88 @@
+from collections import Counter
+from itertools import cycle, repeat
+from pathlib import Path
+
+import pytest
+
+from lrd_deploy.bench.launch import balanced_orders, interleave, solo, warm_up
+from lrd_deploy.bench.statistics import block_log_ratio
+from lrd_deploy.engines import SessionSettings
+from lrd_deploy.engines.fake import FakeBackend
+
+
+def calls(**scripts):
+    backend = FakeBackend({name: iter(script) for name, script in scripts.items()})
+    bound = {name: backend.load(Path(name), SessionSettings()).bind({}) for name in scripts}
+    return backend, bound
+
+
+def run(backend, bound, **changes):
+    options = {"rounds": 10, "arm_seconds": 100.0, "reverse_first": False} | changes
+    return interleave(bound, backend.clock, **options)
+
+
+def test_a_known_ratio_is_found_exactly():
+    backend, bound = calls(base=repeat(6.0), candidate=repeat(2.0), control=repeat(6.0))
+    blocks, _, converged = run(backend, bound)
+    assert converged
+    assert block_log_ratio(blocks["base"], blocks["candidate"]) == pytest.approx(1.0986, abs=1e-4)
+    assert block_log_ratio(blocks["base"], blocks["control"]) == 0.0
+
+
+def test_the_call_after_each_switch_is_discarded():
+    backend, bound = calls(base=cycle([20.0, 5.0, 5.0, 5.0]), candidate=repeat(5.0))
+    # The warm-up's windows are of ten calls, so blocks of one discarded and three timed calls stay in step with it.
+    blocks, per_block, _ = run(backend, bound)
+    assert per_block == 3
+    assert {len(block) for block in blocks["base"]} == {3}
+
+
+def test_arms_alternate_forwards_and_backwards():
+    backend, bound = calls(a=repeat(5.0), b=repeat(5.0))
+    run(backend, bound, rounds=8)
+    timed = backend.log[-8 * 2 * 4 :]
+    assert timed[::4] == ["a", "b", "b", "a"] * 4
+
+
+def test_the_first_direction_can_be_reversed():
+    backend, bound = calls(a=repeat(5.0), b=repeat(5.0))
+    run(backend, bound, rounds=8, reverse_first=True)
+    assert backend.log[-8 * 2 * 4 :][::4] == ["b", "a", "a", "b"] * 4
+
+
+def test_blocks_of_a_fast_model_hold_more_calls():
+    backend, bound = calls(a=repeat(0.5), b=repeat(0.25))
+    assert run(backend, bound)[1] == 20  # 10 ms of the slower arm
+
+
+def test_a_slow_model_gets_fewer_rounds_but_never_fewer_than_eight():
+    backend, bound = calls(a=repeat(50.0), b=repeat(50.0))
+    blocks, _, _ = run(backend, bound, rounds=40, arm_seconds=1.0)
+    assert len(blocks["a"]) == 8
+
+
+def test_warm_up_goes_on_until_latency_settles():
+    settling = [float(20 - n // 10) for n in range(100)]
+    backend, bound = calls(a=[*settling, *repeat(10.0, 1000)])
+    latency, converged = warm_up(bound["a"], backend.clock)
+    assert converged
+    assert latency == 10.0
+
+
+def test_warm_up_gives_up_on_a_latency_that_never_settles():
+    backend, bound = calls(a=(float(1 + n) for n in range(10**6)))
+    _, converged = warm_up(bound["a"], backend.clock, most_seconds=2.0)
+    assert not converged
+
+
+def test_solo_runs_long_enough_and_often_enough():
+    backend, bound = calls(fast=repeat(1.0), slow=repeat(100.0))
+    assert len(solo(bound["fast"], backend.clock, 0.4)) == 400
+    assert len(solo(bound["slow"], backend.clock, 0.4)) == 20
+
+
+@pytest.mark.parametrize("launches", [4, 6, 8, 12])
+def test_every_arm_loads_first_as_often_as_last(launches):
+    orders = balanced_orders(("base", "candidate", "control"), launches)
+    first = Counter(order.index("base") < order.index("candidate") for order, _ in orders)
+    assert first[True] == first[False] == launches / 2

@@ -1,0 +1,108 @@
+from itertools import repeat
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from lrd_deploy.bench.layer_graph import layer_graph, layer_input
+from lrd_deploy.bench.layer_latency import MeasuredLatency
+from lrd_deploy.engines import SessionSettings, runtime
+from lrd_deploy.engines.fake import FakeBackend
+from lrd_deploy.errors import InputError
+from lrd_deploy.models.survey import survey
+from lrd_deploy.ranks.cost import output_size
+from lrd_deploy.records import SVD, KeepDense, LayerSignature, Tucker2
+
+SIGNATURE = LayerSignature(
+    kind="conv2d", in_channels=32, out_channels=32, kernel=(3, 3), padding=(1, 1), spatial=(4, 4)
+)
+CHOICES = (KeepDense(), Tucker2(rank_in=16, rank_out=16))
+SCRIPT = {"dense.onnx": 5.0, "tucker2_16_16.onnx": 2.0}
+
+
+def measured(store, **scripts):
+    backend = FakeBackend({name: repeat(latency) for name, latency in (SCRIPT | scripts).items()})
+    return MeasuredLatency(batch=2, threads=1, store=store, backend=backend, clock=backend.clock), backend
+
+
+def test_every_choice_gets_its_latency(tmp_path):
+    latency, _ = measured(tmp_path / "t.jsonl")
+    assert latency.latencies_ms({SIGNATURE: CHOICES}) == {
+        (SIGNATURE, CHOICES[0]): 5.0,
+        (SIGNATURE, CHOICES[1]): 2.0,
+    }
+
+
+def test_stored_rows_are_not_measured_again(tmp_path):
+    measured(tmp_path / "t.jsonl")[0].latencies_ms({SIGNATURE: CHOICES})
+    again, backend = measured(tmp_path / "t.jsonl", **{"dense.onnx": 99.0})
+    assert again.latencies_ms({SIGNATURE: CHOICES})[SIGNATURE, KeepDense()] == 5.0
+    assert backend.log == []
+
+
+def test_rows_of_other_conditions_are_not_used(tmp_path):
+    measured(tmp_path / "t.jsonl")[0].latencies_ms({SIGNATURE: CHOICES})
+    other, backend = measured(tmp_path / "t.jsonl")
+    other.threads = 2
+    other.latencies_ms({SIGNATURE: CHOICES})
+    assert backend.log
+
+
+def test_a_line_cut_short_by_a_kill_is_measured_again(tmp_path):
+    store = tmp_path / "t.jsonl"
+    measured(store)[0].latencies_ms({SIGNATURE: CHOICES})
+    store.write_text(store.read_text()[:-30])
+    again, backend = measured(store)
+    assert len(again.latencies_ms({SIGNATURE: CHOICES})) == 2
+    assert backend.log
+    assert len(measured(store)[0].latencies_ms({SIGNATURE: CHOICES})) == 2
+
+
+def test_a_table_of_something_else_is_refused(tmp_path):
+    (tmp_path / "t.jsonl").write_text('{"a": 1}\n')
+    with pytest.raises(InputError, match="a line that is no latency row"):
+        measured(tmp_path / "t.jsonl")[0].latencies_ms({SIGNATURE: CHOICES})
+
+
+@pytest.mark.parametrize(
+    ("signature", "choice"),
+    [
+        (SIGNATURE, KeepDense()),
+        (SIGNATURE, Tucker2(rank_in=4, rank_out=8)),
+        (SIGNATURE.model_copy(update={"kernel": (1, 1), "padding": (0, 0), "stride": (2, 2)}), SVD(rank=4)),
+        (SIGNATURE.model_copy(update={"groups": 32}), KeepDense()),
+        (LayerSignature(kind="linear", in_channels=8, out_channels=6), SVD(rank=3)),
+        (LayerSignature(kind="linear", in_channels=8, out_channels=6, spatial=(5,)), SVD(rank=3)),
+        (LayerSignature(kind="linear", in_channels=8, out_channels=6, spatial=(5,)), KeepDense()),
+    ],
+    ids=str,
+)
+def test_the_graph_that_is_timed_is_valid_and_has_the_layers_shape(tmp_path, signature, choice):
+    model = layer_graph(signature, choice)
+    onnx.checker.check_model(model, full_check=True)
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    output = runtime("onnxruntime").load(tmp_path / "m.onnx", SessionSettings()).run({"x": layer_input(signature, 2)})
+    size = output_size(signature)
+    channels_first = (2, signature.out_channels, *size)
+    assert output["y"].shape == (channels_first if signature.kind == "conv2d" else (2, *size, signature.out_channels))
+
+
+def test_the_timed_nodes_are_those_that_an_export_has(tmp_path):
+    from lrd_deploy.decompose.layers import Tucker2Conv2d
+    from lrd_deploy.export.torch_export import export_onnx
+
+    layer = nn.Sequential(Tucker2Conv2d(nn.Conv2d(32, 32, 3, padding=1), CHOICES[1])).eval()
+    example = torch.zeros(2, 32, 4, 4)
+    export_onnx(layer, example, tmp_path / "m.onnx", opset=20)
+    exported = [(node.op_type, len(node.input)) for node in onnx.load(Path(tmp_path, "m.onnx")).graph.node]
+    signature = survey(nn.Sequential(nn.Conv2d(32, 32, 3, padding=1)), example)[0].signature
+    assert [(node.op_type, len(node.input)) for node in layer_graph(signature, CHOICES[1]).graph.node] == exported
+
+
+def test_random_weights_keep_activations_at_their_scale():
+    graph = layer_graph(SIGNATURE, KeepDense()).graph
+    weight = onnx.numpy_helper.to_array(graph.initializer[0])
+    assert np.linalg.norm(weight[0]) == pytest.approx(1.0, abs=0.3)

@@ -1,0 +1,201 @@
+"""Whole runs of a small recipe: what comes out, what is kept, what changes make again."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+
+import pytest
+
+from lrd_deploy.engines import BuildSettings, builder
+from lrd_deploy.errors import InputError, StorageError, TrainingDiverged, UsageError
+from lrd_deploy.files import sha256_of
+from lrd_deploy.pipeline import STAGES, run
+from lrd_deploy.recipe import load_recipe
+from lrd_deploy.records import RunRecord
+
+RESULTS = ("dense/model.safetensors", "plan.json", "lowrank/model.safetensors", "dense.onnx", "lowrank.onnx")
+
+
+class Stages:
+    """An observer that remembers which stages ran."""
+
+    def __init__(self):
+        self.ran = []
+
+    def stage_started(self, _stage):
+        pass
+
+    def stage_finished(self, stage, _seconds, *, resumed):
+        if not resumed:
+            self.ran.append(stage)
+
+    def progress(self, *_):
+        pass
+
+    def note(self, _text):
+        pass
+
+
+def ran(recipe_path, folder, until="rewrite"):
+    observer = Stages()
+    run(load_recipe(str(recipe_path)), folder, recipe_folder=recipe_path.parent, until=until, observer=observer)
+    return observer.ran
+
+
+def digests(folder):
+    return {name: sha256_of(folder / name) for name in RESULTS}
+
+
+def test_a_second_run_does_nothing_and_a_changed_recipe_only_what_depends_on_it(tiny_recipe, tmp_path):
+    out = tmp_path / "run"
+    assert ran(tiny_recipe(), out) == list(STAGES[:5])
+    assert ran(tiny_recipe(), out) == []
+    assert ran(tiny_recipe(rewrite={"quantum": 16}), out) == ["rewrite"]
+    assert ran(tiny_recipe(export={"opset": 21}), out) == ["export", "rewrite"]
+    longer = {"epochs": 3, "learning_rate": 0.02}
+    assert ran(tiny_recipe(fine_tune=longer), out, until="lowrank") == ["lowrank"]
+
+
+def test_a_file_that_was_tampered_with_is_made_again(tiny_recipe, tmp_path):
+    out = tmp_path / "run"
+    ran(tiny_recipe(), out)
+    before = digests(out)
+    (out / "lowrank.onnx").write_bytes(b"tampered")
+    (out / "plan.json").unlink()
+    assert ran(tiny_recipe(), out) == ["plan", "rewrite"]
+    assert digests(out) == before
+
+
+def test_two_runs_of_one_recipe_give_the_same_bytes(tiny_recipe, tmp_path):
+    for name in ("one", "two"):
+        ran(tiny_recipe(), tmp_path / name)
+    assert digests(tmp_path / "one") == digests(tmp_path / "two")
+
+
+def test_padding_brings_every_rank_to_the_quantum(tiny_recipe, tmp_path):
+    out = tmp_path / "run"
+    ran(tiny_recipe(), out)
+    report = json.loads((out / "rewrite.json").read_text())["report"]
+    assert report["modified"]
+    assert report["applied"]
+    assert all(entry["rule"] == "pad_rank" for entry in report["applied"])
+
+
+@pytest.mark.rtx
+@pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="the rtx extra is not installed")
+def test_a_tensorrt_compiler_accepts_both_arms(tiny_recipe, tmp_path):
+    out = tmp_path / "run"
+    ran(tiny_recipe(), out)
+    for arm in ("dense", "lowrank"):
+        artifact = builder("tensorrt-rtx").build(out / f"{arm}.onnx", tmp_path / arm, BuildSettings())
+        assert artifact.size_bytes > 1000
+
+
+def test_weights_that_are_given_are_used_and_not_trained_again(tiny_recipe, tmp_path):
+    ran(tiny_recipe(), tmp_path / "first", until="dense")
+    model = load_recipe(str(tiny_recipe())).model.transformers
+    weights = tmp_path / "first" / "dense" / "model.safetensors"
+    recipe = tiny_recipe(model={"transformers": model, "weights": str(weights)})
+    ran(recipe, tmp_path / "second", until="dense")
+    record = json.loads((tmp_path / "second" / "dense.json").read_text())
+    assert (record["trained_here"], record["epochs"]) == (False, [])
+    assert sha256_of(tmp_path / "second/dense/model.safetensors") == sha256_of(weights)
+
+
+USER_CODE = """
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+def model(width):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(12, width), nn.ReLU(), nn.Linear(width, 3))
+
+def data():
+    g = torch.Generator().manual_seed(0)
+    y = torch.randint(3, (200,), generator=g)
+    x = torch.randn(200, 12, generator=g) + 2 * torch.eye(3, 12)[y]
+    split = TensorDataset(x[:150], y[:150]), TensorDataset(x[150:], y[150:])
+    return DataLoader(split[0], 30, shuffle=True), DataLoader(split[1], 50)
+"""
+
+
+def test_a_users_own_model_and_data_run_from_beside_the_recipe(tiny_recipe, tmp_path):
+    (tmp_path / "own_net.py").write_text(USER_CODE)
+    recipe = tiny_recipe(
+        model={"python": "own_net:model", "arguments": {"width": 64}}, data={"python": "own_net:data"}, dense=None
+    )
+    out = tmp_path / "run"
+    assert ran(recipe, out) == list(STAGES[:5])
+    assert ran(recipe, out) == []
+    (tmp_path / "own_net.py").write_text(USER_CODE + "\n# changed\n")
+    assert "dense" in ran(recipe, out)
+
+
+def test_a_second_run_in_the_same_folder_at_the_same_time_is_refused(tiny_recipe, tmp_path):
+    out = tmp_path / "run"
+    take_lock = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX)"
+    holder = f"{take_lock}; print('held', flush=True); sys.stdin.read()"
+    out.mkdir()
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", holder, out / ".lock"], **pipes) as process:
+        process.stdout.readline()
+        with pytest.raises(UsageError, match="another run is using it"):
+            ran(tiny_recipe(), out)
+        process.kill()
+    assert ran(tiny_recipe(), out, until="dense") == ["dense"]
+
+
+def test_a_folder_that_cannot_be_made_is_told(tiny_recipe, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match="making the run's folder"):
+        ran(tiny_recipe(), tmp_path / "file" / "run")
+
+
+def test_a_plan_that_leaves_everything_dense_is_refused(tiny_recipe, tmp_path):
+    with pytest.raises(UsageError, match=r"every layer would stay dense: .*the recipe skips"):
+        ran(tiny_recipe(ranks={"policy": "uniform", "round_to": 64}, skip=["resnet*"]), tmp_path / "run")
+
+
+def test_skipping_every_layer_is_refused(tiny_recipe, tmp_path):
+    with pytest.raises(InputError, match=r"the recipe skips '\*'"):
+        ran(tiny_recipe(skip=["*"]), tmp_path / "run")
+
+
+def test_training_that_diverges_keeps_what_was_good(tiny_recipe, tmp_path):
+    with pytest.raises(TrainingDiverged, match="lower 'learning_rate'"):
+        ran(tiny_recipe(dense={"epochs": 3, "learning_rate": 1e30}), tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_a_run_killed_in_every_stage_ends_as_one_that_was_not(tiny_recipe, tmp_path):
+    recipe, whole, cut = tiny_recipe(), tmp_path / "whole", tmp_path / "cut"
+    command = [sys.executable, "-m", "lrd_deploy.cli.main", "run", str(recipe), "--json", "--out"]
+    subprocess.run([*command, whole], check=True, capture_output=True)
+    for stage in STAGES[:-1]:
+        kill_within(stage, [*command, cut], cut)
+    done = subprocess.run([*command, cut], check=True, capture_output=True, text=True)
+    assert digests(cut) == digests(whole)
+    assert RunRecord.model_validate_json(done.stdout).layers == RunRecord.read(whole / "run.json").layers
+    assert not list(cut.rglob(".partial-*"))
+
+
+INTO_THE_STAGE = {"dense": 3.0, "lowrank": 0.3, "export": 0.3, "bench": 1.0, "training_bench": 1.0}  # seconds
+
+
+def kill_within(stage, command, folder):
+    """Starts a run, lets it enter the stage, and kills it and its workers there."""
+    before = STAGES.index(stage)
+    stamp = folder / "stages" / f"{STAGES[before - 1]}.json"
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, **quiet, start_new_session=True) as process:
+        while before and not stamp.exists():
+            assert process.poll() is None, f"the run ended before the stage {stage}"
+            time.sleep(0.002)
+        time.sleep(INTO_THE_STAGE.get(stage, 0.0))
+        assert process.poll() is None, f"the run ended within the stage {stage}"
+        os.killpg(process.pid, signal.SIGKILL)
