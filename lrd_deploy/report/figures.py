@@ -68,7 +68,11 @@ def _over_time(trained: TrainedModel) -> tuple[list[float], list[float]]:
 
 
 def _short(name: str, longest: int = 44) -> str:
-    return name if len(name) <= longest else "…" + name[-longest + 1 :]
+    """The end of a dotted name, cut at a dot where there is one."""
+    if len(name) <= longest:
+        return name
+    end = name[-longest:]
+    return "…" + (end.partition(".")[2] or end)
 
 
 def _axes(*, width: float, height: float) -> tuple[Any, Any]:
