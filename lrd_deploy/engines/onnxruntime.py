@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from lrd_deploy.engines.backend import Arrays, BackendStatus, BuildSettings, SessionSettings
 from lrd_deploy.errors import BackendError
+from lrd_deploy.export.onnx_file import read_model, weight_precision
 from lrd_deploy.files import read_bytes, sha256_of, write_whole
 from lrd_deploy.records import EngineArtifact
 
@@ -51,7 +52,7 @@ class OnnxRuntime:
             source_sha256=sha256_of(model),
             backend=self.name,
             backend_version=onnxruntime.__version__,
-            precision="fp32",
+            precision=weight_precision(read_model(model)),
             target="cpu",
             build_seconds=time.perf_counter() - started,
             size_bytes=engine.stat().st_size,

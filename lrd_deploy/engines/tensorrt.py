@@ -15,7 +15,7 @@ from typing import Any
 
 from lrd_deploy.engines.backend import BackendStatus, BuildSettings
 from lrd_deploy.errors import BackendError, MissingPackage, UsageError
-from lrd_deploy.export.onnx_file import graph_inputs, read_model
+from lrd_deploy.export.onnx_file import graph_inputs, read_model, weight_precision
 from lrd_deploy.files import sha256_of, write_bytes
 from lrd_deploy.records import EngineArtifact, TensorInfo
 
@@ -38,7 +38,7 @@ class TensorRTBuilder:
             return BackendStatus(name=self.name, builds=False, runs=False, version=None, detail=detail)
         version = importlib.import_module(self.package).__version__
         if self._is_rtx:
-            detail = "compiles without a GPU; loading plans comes with the GPU backends"
+            detail = "compiles without a GPU; does not run plans"
             return BackendStatus(name=self.name, builds=True, runs=False, version=version, detail=detail)
         detail = "needs an NVIDIA GPU and its driver"
         return BackendStatus(name=self.name, builds=_has_nvidia_driver(), runs=False, version=version, detail=detail)
@@ -57,7 +57,7 @@ class TensorRTBuilder:
             source_sha256=sha256_of(model),
             backend=self.name,
             backend_version=trt.__version__,
-            precision="fp32",
+            precision=weight_precision(read_model(model)),
             target=", ".join(f"compute capability {text}" for text in capabilities) or "this GPU",
             build_seconds=time.perf_counter() - started,
             size_bytes=len(plan),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import ModelProto, ValueInfoProto
+from onnx import ModelProto, TensorProto, ValueInfoProto
 
 from lrd_deploy.errors import InputError
 from lrd_deploy.files import read_bytes, write_bytes, write_text
@@ -87,3 +87,17 @@ def graph_inputs(model: ModelProto) -> tuple[TensorInfo, ...]:
 def default_opset(model: ModelProto) -> int:
     """Returns the version of ONNX's own operator set, 0 where the model imports none."""
     return next((entry.version for entry in model.opset_import if entry.domain in {"", "ai.onnx"}), 0)
+
+
+def weight_precision(model: ModelProto) -> str:
+    """Returns "fp32", "fp16", "bf16", "fp64", or "mixed": the dtype of the weights of two dimensions and more."""
+    names = {
+        TensorProto.FLOAT: "fp32",
+        TensorProto.FLOAT16: "fp16",
+        TensorProto.BFLOAT16: "bf16",
+        TensorProto.DOUBLE: "fp64",
+        TensorProto.INT8: "int8",
+        TensorProto.UINT8: "int8",
+    }
+    found = {names.get(tensor.data_type) for tensor in model.graph.initializer if len(tensor.dims) > 1} - {None}
+    return found.pop() if len(found) == 1 else "mixed" if found else "fp32"

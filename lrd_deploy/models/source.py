@@ -97,10 +97,14 @@ def load_weights_(module: nn.Module, path: Path) -> nn.Module:
 
 def save_weights(module: nn.Module, path: Path) -> None:
     """Saves a module's tensors as safetensors under their state-dict names; tied ones are stored once each name."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in module.state_dict().items()}
-    save_file(state, path)
+    try:
+        save_file(state, path)
+    except SafetensorError as exc:  # a full disk, told in a class of its own
+        raise OSError(str(exc)) from exc
 
 
 def check_finite(module: nn.Module) -> None:

@@ -26,7 +26,7 @@ def save_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
 
     def fill(into: Path) -> None:
         save_weights(model, into / "model.safetensors")
-        torch.save(optimizer.state_dict(), into / "optimizer.pt")
+        _save_optimizer(optimizer, into / "optimizer.pt")
         checkpoint.write(into / "checkpoint.json")
 
     write_folder_whole(folder / f"epoch-{len(checkpoint.epochs):05d}", fill)
@@ -56,6 +56,13 @@ def load_newest(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer
             remedy=f"delete '{folder}' to start again",
         ) from exc
     return Checkpoint.read(newest / "checkpoint.json")
+
+
+def _save_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
+    try:
+        torch.save(optimizer.state_dict(), path)
+    except RuntimeError as exc:  # what a full disk becomes in PyTorch's writer
+        raise OSError(str(exc)) from exc
 
 
 def _checkpoints(folder: Path) -> list[Path]:

@@ -1,0 +1,82 @@
+"""What the documentation shows is run, and what it lists is complete."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+from lrd_deploy.cli.main import VERBS, make_app
+from lrd_deploy.recipe import Recipe, parse_recipe, policies, settings
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_the_python_in_the_readme_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    trained = []
+    names = {
+        "model": nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 64, 3), nn.Flatten(), nn.Linear(1024, 4)),
+        "example": torch.randn(2, 3, 8, 8),
+        "train_one_epoch": trained.append,
+    }
+    (code,) = blocks("python")
+    exec(code, names)  # noqa: S102, our own README
+    assert len(trained) == 10
+    assert (tmp_path / "lowrank.onnx").is_file()
+
+
+def test_the_recipe_in_the_readme_is_one():
+    (text,) = blocks("yaml")
+    assert parse_recipe(text, source="README", folder=None).name == "mine"
+
+
+def test_every_command_in_the_readme_has_the_options_it_shows():
+    commands = re.findall(r"^lrd-deploy (\w+)([^#\n]*)", "\n".join(blocks("sh")), flags=re.MULTILINE)
+    assert len(commands) >= 7
+    for verb, rest in commands:
+        shown = CliRunner().invoke(make_app(), [verb, "--help"]).output
+        for option in re.findall(r"--[\w-]+", rest):
+            assert option in shown, f"{verb} {option}"
+
+
+def test_every_make_target_in_the_documentation_exists():
+    makefile = (ROOT / "Makefile").read_text()
+    texts = [
+        README,
+        *(path.read_text() for path in (ROOT / "docs").glob("*.md")),
+        (ROOT / "CONTRIBUTING.md").read_text(),
+    ]
+    for target in {name for text in texts for name in re.findall(r"(?:`|^)make ([a-z-]+)", text, re.MULTILINE)}:
+        assert f"\n{target}:" in makefile, target
+
+
+def test_every_link_in_the_documentation_leads_somewhere():
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def every_settings_type():
+    types = [value for module in (settings, policies) for value in vars(module).values()]
+    return [Recipe, *(t for t in types if isinstance(t, type) and issubclass(t, settings.Settings))]
+
+
+@pytest.mark.parametrize("section", every_settings_type(), ids=lambda section: section.__name__)
+def test_every_key_of_a_recipe_is_documented(section):
+    text = (ROOT / "docs" / "recipe.md").read_text()
+    missing = [name for name in section.model_fields if not re.search(rf"\b{name}\b", text)]
+    assert missing == []
+
+
+def test_every_verb_is_documented():
+    text = (ROOT / "docs" / "command-line.md").read_text()
+    assert [name for name, _ in VERBS if f"`{name}" not in text] == []
