@@ -10,11 +10,13 @@ from numpy.typing import NDArray
 
 from lrd_deploy.bench.environment import environment
 from lrd_deploy.engines.inputs import repeated
+from lrd_deploy.errors import BackendError
 from lrd_deploy.files import write_text, write_whole
 from lrd_deploy.pipeline.training_stages import build_data, build_model
 from lrd_deploy.pipeline.workspace import Workspace
 from lrd_deploy.records import (
     Comparison,
+    EngineArtifact,
     ExportedModel,
     RankPlan,
     Record,
@@ -28,6 +30,13 @@ if TYPE_CHECKING:
 
 _INPUTS = "inputs.npz"
 _CHECKED_BATCHES = (1, 2, 7)
+
+
+class BuiltEngines(Record):
+    """Engines by "backend arm", and what a backend said where it refused."""
+
+    engines: dict[str, EngineArtifact]
+    refused: dict[str, str]
 
 
 class ExportedPair(Record):
@@ -65,6 +74,21 @@ def rewrite_stage(work: Workspace, exported: ExportedPair) -> RewrittenModel:
         return rewritten, [target]
 
     return work.stage("rewrite", RewrittenModel, depends_on, make)
+
+
+def build_stage(work: Workspace, exported: ExportedPair, rewritten: RewrittenModel) -> BuiltEngines:
+    """Builds both arms with every backend that can build on this machine; a refusal is recorded, not raised."""
+    from lrd_deploy.engines import BACKENDS
+
+    here = [status for status in (backend.describe() for backend in BACKENDS.values()) if status.builds]
+    depends_on = {
+        "dense": exported.dense.sha256,
+        "lowrank": rewritten.report.sha256,
+        "backends": {status.name: status.version for status in here},
+        "machine": environment().fingerprint,
+    }
+    names = [status.name for status in here]
+    return work.stage("build", BuiltEngines, depends_on, lambda: _build_all(work, names))
 
 
 def bench_stage(work: Workspace, exported: ExportedPair, rewritten: RewrittenModel) -> Comparison:
@@ -121,6 +145,27 @@ def training_bench_stage(
         return compare_training(launch, recipe.bench.training_launches, work.observer), []
 
     return work.stage("training_bench", TrainingSpeedup, depends_on, make)
+
+
+def _build_all(work: Workspace, backends: list[str]) -> tuple[BuiltEngines, list[Path]]:
+    from lrd_deploy.engines import BuildSettings, builder
+
+    built, refused, files = {}, {}, []
+    jobs = [(backend, arm) for backend in backends for arm in ("dense", "lowrank")]
+    for number, (backend, arm) in enumerate(jobs):
+        engine = work.path("engines", f"{arm}.{backend}")
+        engine.parent.mkdir(exist_ok=True)
+        batch = work.recipe.bench.batch
+        settings = BuildSettings(opt_batch=batch, max_batch=max(64, batch))
+        try:
+            artifact = builder(backend).build(work.path(f"{arm}.onnx"), engine, settings)
+        except BackendError as refusal:
+            refused[f"{backend} {arm}"] = str(refusal)
+            continue
+        built[f"{backend} {arm}"] = artifact.model_copy(update={"path": engine.relative_to(work.folder)})
+        files.append(engine)
+        work.observer.progress("building engines", number + 1, len(jobs))
+    return BuiltEngines(engines=built, refused=refused), files
 
 
 def _export_both(

@@ -7,9 +7,11 @@ from pathlib import Path
 
 from lrd_deploy.observer import Observer, SilentObserver
 from lrd_deploy.pipeline.deployment_stages import (
+    BuiltEngines,
     ExportedPair,
     RewrittenModel,
     bench_stage,
+    build_stage,
     export_stage,
     rewrite_stage,
     training_bench_stage,
@@ -28,7 +30,7 @@ from lrd_deploy.records import (
 )
 from lrd_deploy.version import __version__
 
-STAGES = ("dense", "plan", "lowrank", "export", "rewrite", "bench", "training_bench", "report")
+STAGES = ("dense", "plan", "lowrank", "export", "rewrite", "build", "bench", "training_bench", "report")
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class RunResult:
     lowrank: TrainedModel | None = None
     exported: ExportedPair | None = None
     rewritten: RewrittenModel | None = None
+    built: BuiltEngines | None = None
     comparison: Comparison | None = None
     training: TrainingSpeedup | None = None
     record: RunRecord | None = None
@@ -82,11 +85,12 @@ def _run(work: Workspace, last: int) -> RunResult:
         return RunResult(work.folder, dense, plan, lowrank)
     exported = export_stage(work, dense, lowrank, plan)
     rewritten = rewrite_stage(work, exported)
-    if last < STAGES.index("bench"):
+    if last < STAGES.index("build"):
         return RunResult(work.folder, dense, plan, lowrank, exported, rewritten)
+    built = build_stage(work, exported, rewritten)
     comparison = bench_stage(work, exported, rewritten)
     training = training_bench_stage(work, dense, lowrank, plan)
-    finished = RunResult(work.folder, dense, plan, lowrank, exported, rewritten, comparison, training)
+    finished = RunResult(work.folder, dense, plan, lowrank, exported, rewritten, built, comparison, training)
     return _reported(work, finished)
 
 
@@ -116,7 +120,7 @@ def _record(work: Workspace, result: RunResult) -> RunRecord:
         predicted_speedup=plan.predicted_speedup,
         seconds=sum(work.seconds.values()),
         stages=work.seconds,
-        warnings=comparison.warnings,
+        warnings=(*comparison.warnings, *(f"{what}: {reason}" for what, reason in result.built.refused.items())),
         artifacts={
             "dense_onnx": Path("dense.onnx"),
             "lowrank_onnx": Path("lowrank.onnx"),
@@ -126,6 +130,7 @@ def _record(work: Workspace, result: RunResult) -> RunRecord:
             "dense_weights": dense.weights,
             "lowrank_weights": lowrank.weights,
             "samples": Path("samples.jsonl"),
+            **{f"{name.replace(' ', '_')}_engine": engine.path for name, engine in result.built.engines.items()},
         },
         environment=comparison.environment,
     )

@@ -10,10 +10,12 @@ from importlib.util import find_spec
 
 import pytest
 
-from lrd_deploy.engines import BuildSettings, builder
-from lrd_deploy.errors import InputError, StorageError, TrainingDiverged, UsageError
+from lrd_deploy.errors import BackendError, InputError, StorageError, TrainingDiverged, UsageError
 from lrd_deploy.files import sha256_of
+from lrd_deploy.observer import SilentObserver
 from lrd_deploy.pipeline import STAGES, run
+from lrd_deploy.pipeline.deployment_stages import build_stage
+from lrd_deploy.pipeline.workspace import open_workspace
 from lrd_deploy.recipe import load_recipe
 from lrd_deploy.records import RunRecord
 
@@ -88,11 +90,33 @@ def test_padding_brings_every_rank_to_the_quantum(tiny_recipe, tmp_path):
 @pytest.mark.rtx
 @pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="the rtx extra is not installed")
 def test_a_tensorrt_compiler_accepts_both_arms(tiny_recipe, tmp_path):
-    out = tmp_path / "run"
-    ran(tiny_recipe(), out)
-    for arm in ("dense", "lowrank"):
-        artifact = builder("tensorrt-rtx").build(out / f"{arm}.onnx", tmp_path / arm, BuildSettings())
-        assert artifact.size_bytes > 1000
+    recipe, out = load_recipe(str(tiny_recipe())), tmp_path / "run"
+    exported, rewritten = run_of(recipe, out)
+    with open_workspace(recipe, None, out, SilentObserver()) as work:
+        built = build_stage(work, exported, rewritten)
+    assert built.refused == {}
+    assert {"tensorrt-rtx dense", "tensorrt-rtx lowrank", "onnxruntime dense", "onnxruntime lowrank"} == set(
+        built.engines
+    )
+
+
+def test_an_engine_that_a_backend_refuses_is_recorded_and_the_run_goes_on(tiny_recipe, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise BackendError("building", found="an operator", accepted="others", remedy="another model")
+
+    monkeypatch.setattr("lrd_deploy.engines.tensorrt.TensorRTBuilder.build", refuse)
+    recipe, out = load_recipe(str(tiny_recipe())), tmp_path / "run"
+    exported, rewritten = run_of(recipe, out)
+    (out / "lowrank.onnx").write_bytes(b"no model")
+    with open_workspace(recipe, None, out, SilentObserver()) as work:
+        built = build_stage(work, exported, rewritten)
+    assert "onnxruntime dense" in built.engines
+    assert "onnxruntime lowrank" not in built.engines
+
+
+def run_of(recipe, folder):
+    result = run(recipe, folder, until="rewrite")
+    return result.exported, result.rewritten
 
 
 def test_weights_that_are_given_are_used_and_not_trained_again(tiny_recipe, tmp_path):
