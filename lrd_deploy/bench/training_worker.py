@@ -67,11 +67,14 @@ class _Steps:
         layout = torch.channels_last if settings.channels_last else torch.contiguous_format
         self.model, self.settings, self.data = model.to(memory_format=layout).train(), settings, data
         self.optimizer = make_optimizer(self.model, settings)
+        self.phase: FrozenGroup = "none"
         for group in self.optimizer.param_groups:
             group["lr"] = _TINY_RATE
 
     def __call__(self, phase: FrozenGroup) -> None:
-        freeze_(self.model, phase)
+        if phase != self.phase:  # as in training, where a phase lasts an epoch
+            freeze_(self.model, phase)
+            self.phase = phase
         inputs, labels = next(self.data)
         loss = training_loss(self.model, inputs, labels, self.settings)
         self.optimizer.zero_grad(set_to_none=True)
