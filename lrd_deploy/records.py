@@ -114,12 +114,13 @@ Choice = Annotated[KeepDense | SVD | Tucker2, Field(discriminator="form")]
 
 
 class PlannedLayer(Record):
-    """What a plan decides for one layer, and why."""
+    """What a plan decides for one layer, and why. Latencies are of all its `calls` in one forward pass."""
 
     name: str
     signature: LayerSignature | None
     choice: Choice
     reason: str
+    calls: int = Field(default=1, ge=1)
     predicted_error: float = Field(default=0.0, ge=0.0)
     dense_latency_ms: float | None = None
     predicted_latency_ms: float | None = None

@@ -16,7 +16,7 @@ from lrd_deploy.bench.process import run_worker
 from lrd_deploy.bench.statistics import block_log_ratio, median, percentile_bound, ratio_with_interval
 from lrd_deploy.observer import Observer, SilentObserver
 from lrd_deploy.recipe.settings import Bench
-from lrd_deploy.records import Comparison, Latency, Ratio
+from lrd_deploy.records import Comparison, Environment, Latency, Ratio
 
 ARMS = ("base", "candidate", "control")
 _CONTROL_LIMIT = 0.03
@@ -69,10 +69,10 @@ def compare(
             launches.append(run_worker("lrd_deploy.bench.worker", plan, LaunchSamples, threads=settings.threads))
             observer.progress("measuring inference", number + 1, settings.launches)
     batch = len(next(iter(inputs.values())))
-    return conclude(launches, batch=batch, threads=settings.threads), tuple(launches)
+    return conclude(launches, batch, settings.threads, environment()), tuple(launches)
 
 
-def conclude(launches: Sequence[LaunchSamples], *, batch: int, threads: int) -> Comparison:
+def conclude(launches: Sequence[LaunchSamples], batch: int, threads: int, measured_on: Environment) -> Comparison:
     """Returns what the samples say; pure, so that stored samples can be judged again."""
     speedups = [block_log_ratio(launch.blocks["base"], launch.blocks["candidate"]) for launch in launches]
     controls = [block_log_ratio(launch.blocks["base"], launch.blocks["control"]) for launch in launches]
@@ -87,7 +87,7 @@ def conclude(launches: Sequence[LaunchSamples], *, batch: int, threads: int) -> 
         threads=threads,
         per_launch_speedup=tuple(exp(value) for value in speedups),
         warnings=_warnings(launches, control),
-        environment=environment(),
+        environment=measured_on,
     )
 
 

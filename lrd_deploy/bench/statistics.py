@@ -7,7 +7,7 @@ neighbours, so an interval over calls is far too narrow (Kalibera and Jones, ISM
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import exp, inf, log, sqrt
+from math import exp, log, sqrt
 
 from lrd_deploy.records import Ratio
 
@@ -47,8 +47,6 @@ def _half_width(values: Sequence[float], trim: int, confidence: float) -> float:
     from scipy.stats import t  # 0.6 s to import
 
     n, kept = len(values), len(values) - 2 * trim
-    if kept < 2:
-        return inf
     winsorised = [min(max(value, values[trim]), values[n - 1 - trim]) for value in values]
     mean = sum(winsorised) / n
     squares = sum((value - mean) ** 2 for value in winsorised)
@@ -65,6 +63,8 @@ def median(values: Sequence[float]) -> float:
 
 def percentile_bound(samples: Sequence[float], percentile: float, *, confidence: float = 0.99) -> float | None:
     """Returns an upper bound on a percentile that holds with this confidence; None with too few samples to say.
+
+    Limits: the confidence is that of independent samples; calls of one process are correlated.
 
     The number of samples below the percentile is binomial, so its upper quantile is the index of an order statistic
     that lies above the percentile with that confidence.

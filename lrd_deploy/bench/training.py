@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import exp, log
 from pathlib import Path
 
@@ -10,7 +11,9 @@ from lrd_deploy.bench.process import run_worker
 from lrd_deploy.bench.statistics import median, ratio_with_interval
 from lrd_deploy.observer import Observer, SilentObserver
 from lrd_deploy.recipe import Recipe
+from lrd_deploy.recipe.settings import FineTuning
 from lrd_deploy.records import FrozenGroup, RankPlan, Record, TrainingSpeedup
+from lrd_deploy.train.freezing import frozen_group
 
 
 class TrainingLaunchPlan(Record):
@@ -34,7 +37,7 @@ class TrainingLaunchSamples(Record):
 
 
 def compare_training(plan: TrainingLaunchPlan, launches: int, observer: Observer | None = None) -> TrainingSpeedup:
-    """Measures the ratio of step times, dense over low-rank, averaged over the phases of the freezing schedule.
+    """Measures the ratio of step times, dense over low-rank, averaged over the epochs of the freezing schedule.
 
     The clock covers forward, backward and optimizer; not data loading, which both arms share.
 
@@ -49,7 +52,8 @@ def compare_training(plan: TrainingLaunchPlan, launches: int, observer: Observer
             run_worker("lrd_deploy.bench.training_worker", launch, TrainingLaunchSamples, threads=plan.threads)
         )
         observer.progress("measuring training", number + 1, launches)
-    ratios = [_log_ratio(launch) for launch in samples]
+    shares = phase_shares(plan.recipe.fine_tune)
+    ratios = [_log_ratio(launch, shares) for launch in samples]
     phases = samples[0].lowrank_ms
     return TrainingSpeedup(
         speedup=ratio_with_interval(ratios),
@@ -64,7 +68,14 @@ def compare_training(plan: TrainingLaunchPlan, launches: int, observer: Observer
     )
 
 
-def _log_ratio(launch: TrainingLaunchSamples) -> float:
-    """Median over rounds of log(dense step / mean step over the phases)."""
-    by_round = zip(launch.dense_ms, *launch.lowrank_ms.values(), strict=True)
-    return median([log(dense) - log(sum(phases) / len(phases)) for dense, *phases in by_round])
+def phase_shares(settings: FineTuning) -> dict[FrozenGroup, float]:
+    """Returns the share of the epochs that each phase of the freezing schedule gets."""
+    groups = [frozen_group(settings.freezing, epoch) for epoch in range(settings.epochs)]
+    return {group: groups.count(group) / len(groups) for group in dict.fromkeys(groups)}
+
+
+def _log_ratio(launch: TrainingLaunchSamples, shares: Mapping[FrozenGroup, float]) -> float:
+    """Median over rounds of log(dense step / low-rank step), the latter weighted by the phases' shares."""
+    lowrank = zip(*(launch.lowrank_ms[phase] for phase in shares), strict=True)
+    means = (sum(ms * share for ms, share in zip(steps, shares.values(), strict=True)) for steps in lowrank)
+    return median([log(dense) - log(mean) for dense, mean in zip(launch.dense_ms, means, strict=True)])

@@ -21,7 +21,7 @@ from lrd_deploy.models.source import load_model, load_weights_, make_importable
 from lrd_deploy.recipe.settings import Training
 from lrd_deploy.records import FrozenGroup
 from lrd_deploy.train.freezing import freeze_, phases
-from lrd_deploy.train.loop import make_optimizer, training_loss
+from lrd_deploy.train.loop import make_optimizer, training_step
 
 _ROUNDS, _STEPS, _BATCHES = 5, 2, 4
 _TINY_RATE = 1e-6  # the weights stay put; a step costs the same
@@ -75,11 +75,7 @@ class _Steps:
         if phase != self.phase:  # as in training, where a phase lasts an epoch
             freeze_(self.model, phase)
             self.phase = phase
-        inputs, labels = next(self.data)
-        loss = training_loss(self.model, inputs, labels, self.settings)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
+        training_step(self.model, self.optimizer, next(self.data), self.settings)
 
 
 def _dense(plan: TrainingLaunchPlan) -> nn.Module:

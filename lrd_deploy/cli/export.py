@@ -8,17 +8,21 @@ from lrd_deploy.cli.recipe_argument import JsonOption, OutOption, RecipeArgument
 def export(recipe: RecipeArgument, out: OutOption = None, as_json: JsonOption = False) -> None:
     """Write the dense and the low-rank model as ONNX, checked against PyTorch, ranks on the quantum."""
     from lrd_deploy.cli.console import show
+    from lrd_deploy.export.names import refreshed_origins
+    from lrd_deploy.export.onnx_file import read_model
     from lrd_deploy.report.terminal import table
 
     result = run_until("rewrite", recipe, out)
+    file = result.folder / result.rewritten.report.path
     exported = result.exported.lowrank.model_copy(
         update={
-            "path": result.folder / result.rewritten.report.path,
+            "path": file,
             "sha256": result.rewritten.report.sha256,
+            "origins": refreshed_origins(read_model(file), result.exported.lowrank.origins),
         }
     )
     rows = [
         ("dense", str(result.folder / "dense.onnx"), f"{result.exported.dense.difference.relative_l2:.1e}"),
         ("low-rank", str(exported.path), f"{exported.difference.relative_l2:.1e}"),
     ]
-    show(exported, table(("model", "file", "relative L2 difference to PyTorch"), rows), as_json=as_json)
+    show(exported, table(("model", "file", "relative L2 difference to PyTorch, before padding"), rows), as_json=as_json)

@@ -6,6 +6,8 @@ Exit codes: 0 done or passed · 1 a check failed · 2 usage, bad input, a missin
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -78,6 +80,9 @@ def exit_code(arguments: list[str]) -> int:
         code = _INTERRUPTED
     except typer.Exit as leaving:
         code = leaving.exit_code
+    except BrokenPipeError:  # the reader of a pipe had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except Exception as problem:
         return _told(problem)
     if code == _INTERRUPTED:  # typer turns Ctrl-C within a verb into this code

@@ -24,9 +24,9 @@ def run_until(stage: str, recipe: str, out: Path | None) -> RunResult:
     from lrd_deploy.cli.console import ConsoleObserver
     from lrd_deploy.pipeline import run
     from lrd_deploy.pipeline.workspace import StoredRecipe, stored_recipe
-    from lrd_deploy.recipe import load_recipe
+    from lrd_deploy.recipe import builtin_recipes, load_recipe
 
-    if Path(recipe).is_dir():
+    if Path(recipe).is_dir() and recipe not in builtin_recipes():
         stored, folder = stored_recipe(Path(recipe)), out or Path(recipe)
     else:
         beside = Path(recipe).resolve().parent if Path(recipe).is_file() else None

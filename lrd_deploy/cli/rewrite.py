@@ -13,7 +13,7 @@ from lrd_deploy.cli.recipe_argument import JsonOption
 def rewrite(
     model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="Any ONNX file with factors in it.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Where the result goes.")],
-    quantum: Annotated[int, typer.Option(min=1, help="Ranks become multiples of this.")] = 16,
+    quantum: Annotated[int | None, typer.Option(min=1, help="With pad: ranks become multiples of this. [16]")] = None,
     mode: Annotated[str, typer.Option(help="pad: zeros up to the quantum. merge: factors back into one node.")] = "pad",
     as_json: JsonOption = False,
 ) -> None:
@@ -26,10 +26,13 @@ def rewrite(
     from lrd_deploy.rewrite.merge_factors import MergeFactors
     from lrd_deploy.rewrite.pad_rank import PadRank
 
-    modes = {"pad": PadRank(quantum), "merge": MergeFactors()}
-    if mode not in modes:
+    modes = {"pad": PadRank(quantum or 16), "merge": MergeFactors()}
+    if mode not in modes or (mode == "merge" and quantum is not None):
         raise UsageError(
-            "choosing how to rewrite", found=f"--mode {mode}", accepted="pad or merge", remedy="choose one of the two"
+            "choosing how to rewrite",
+            found=f"--mode {mode} --quantum {quantum}" if quantum else f"--mode {mode}",
+            accepted="--mode pad, with a --quantum if you like, or --mode merge without one",
+            remedy="choose one of the two",
         )
     report = rewrite_model(model, [modes[mode]], output, random_batches(model, (1, 2, 7))).report
     show(report, rewrite_table(report), as_json=as_json)

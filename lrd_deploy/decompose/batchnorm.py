@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 def reestimate_batchnorm_(model: nn.Module, inputs: Iterable[Tensor]) -> int:
     """Recomputes, in place, every BatchNorm's mean and variance as plain averages over `inputs`.
 
-    Weights do not change, and each layer's momentum and the model's mode are as before.
+    Weights do not change, and each layer's momentum and mode are as before.
 
     Args:
         model: any module; without BatchNorm nothing is run.
@@ -28,17 +28,26 @@ def reestimate_batchnorm_(model: nn.Module, inputs: Iterable[Tensor]) -> int:
     norms = [layer for layer in model.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]
     if not norms:
         return 0
-    was_training, momenta = model.training, [norm.momentum for norm in norms]
+    modes = {module: module.training for module in model.modules()}
+    momenta = [norm.momentum for norm in norms]
     model.eval()
+    batches = 0
+    try:
+        for batch in inputs:
+            if batches == 0:  # without a batch the old statistics stay
+                _average_from_here_(norms)
+            model(batch)
+            batches += 1
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        for module, training in modes.items():
+            module.training = training
+    return batches
+
+
+def _average_from_here_(norms: Iterable[_BatchNorm]) -> None:
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # PyTorch's word for a cumulative average
         norm.train()
-    batches = 0
-    for batch in inputs:
-        model(batch)
-        batches += 1
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    model.train(was_training)
-    return batches

@@ -26,8 +26,8 @@ class SVDLinear(nn.Module):
 
     def __init__(self, like: nn.Linear, choice: SVD) -> None:
         super().__init__()
-        self.down = nn.Linear(like.in_features, choice.rank, bias=False)
-        self.up = nn.Linear(choice.rank, like.out_features, bias=like.bias is not None)
+        self.down = nn.Linear(like.in_features, choice.rank, bias=False, **_kept_where(like))
+        self.up = nn.Linear(choice.rank, like.out_features, bias=like.bias is not None, **_kept_where(like))
 
     @classmethod
     def from_dense(cls, dense: nn.Linear, choice: SVD) -> SVDLinear:
@@ -41,7 +41,8 @@ class SVDLinear(nn.Module):
 
     def merge(self) -> nn.Linear:
         """Returns one dense layer with the same output."""
-        dense = nn.Linear(self.down.in_features, self.up.out_features, bias=self.up.bias is not None)
+        bias = self.up.bias is not None
+        dense = nn.Linear(self.down.in_features, self.up.out_features, bias=bias, **_kept_where(self.up))
         factors = SVDFactors(_array(self.down), _array(self.up))
         return _merged(dense, self.up, factors.product())
 
@@ -53,8 +54,9 @@ class SVDConv2d(nn.Module):
 
     def __init__(self, like: nn.Conv2d, choice: SVD) -> None:
         super().__init__()
-        self.down = nn.Conv2d(like.in_channels, choice.rank, 1, bias=False, **_placement(like))
-        self.up = nn.Conv2d(choice.rank, like.out_channels, 1, bias=like.bias is not None)
+        where = _kept_where(like)
+        self.down = nn.Conv2d(like.in_channels, choice.rank, 1, bias=False, **_placement(like), **where)
+        self.up = nn.Conv2d(choice.rank, like.out_channels, 1, bias=like.bias is not None, **where)
 
     @classmethod
     def from_dense(cls, dense: nn.Conv2d, choice: SVD) -> SVDConv2d:
@@ -80,9 +82,10 @@ class Tucker2Conv2d(nn.Module):
 
     def __init__(self, like: nn.Conv2d, choice: Tucker2) -> None:
         super().__init__()
-        self.first = nn.Conv2d(like.in_channels, choice.rank_in, 1, bias=False)
-        self.core = nn.Conv2d(choice.rank_in, choice.rank_out, like.kernel_size, bias=False, **_placement(like))
-        self.last = nn.Conv2d(choice.rank_out, like.out_channels, 1, bias=like.bias is not None)
+        where, placed = _kept_where(like), _placement(like)
+        self.first = nn.Conv2d(like.in_channels, choice.rank_in, 1, bias=False, **where)
+        self.core = nn.Conv2d(choice.rank_in, choice.rank_out, like.kernel_size, bias=False, **placed, **where)
+        self.last = nn.Conv2d(choice.rank_out, like.out_channels, 1, bias=like.bias is not None, **where)
 
     @classmethod
     def from_dense(cls, dense: nn.Conv2d, choice: Tucker2) -> Tucker2Conv2d:
@@ -114,9 +117,14 @@ def _placement(like: nn.Conv2d) -> dict:
     }
 
 
+def _kept_where(like: nn.Linear | nn.Conv2d) -> dict:
+    """The device and dtype of a layer."""
+    return {"device": like.weight.device, "dtype": like.weight.dtype}
+
+
 def _dense_like(placed: nn.Conv2d, entry: nn.Conv2d, exit_: nn.Conv2d) -> nn.Conv2d:
-    bias = exit_.bias is not None
-    return nn.Conv2d(entry.in_channels, exit_.out_channels, placed.kernel_size, bias=bias, **_placement(placed))
+    settings = {"bias": exit_.bias is not None, **_placement(placed), **_kept_where(placed)}
+    return nn.Conv2d(entry.in_channels, exit_.out_channels, placed.kernel_size, **settings)
 
 
 def _array(layer: nn.Linear | nn.Conv2d):  # noqa: ANN202
@@ -131,7 +139,7 @@ def _filled(layer: nn.Module, dense: nn.Linear | nn.Conv2d, **factors: object) -
             weight.copy_(torch.as_tensor(factor).reshape(weight.shape))  # (out, in) → (out, in, 1, 1) for 1×1
         if dense.bias is not None:
             getattr(layer, name).bias.copy_(dense.bias)
-    return layer.to(device=dense.weight.device, dtype=dense.weight.dtype).train(dense.training)
+    return layer.train(dense.training)
 
 
 def _merged(dense: nn.Module, last: nn.Module, product: object) -> nn.Module:
@@ -140,4 +148,4 @@ def _merged(dense: nn.Module, last: nn.Module, product: object) -> nn.Module:
         dense.weight.copy_(torch.as_tensor(product))
         if last.bias is not None:
             dense.bias.copy_(last.bias)
-    return dense.to(device=last.weight.device, dtype=last.weight.dtype).train(last.training)
+    return dense.train(last.training)

@@ -32,7 +32,7 @@ def load_lowrank_(model: nn.Module, plan: RankPlan, weights: Path) -> nn.Module:
         InputError: the plan or the weights are of another model.
         StorageError: the weights cannot be read.
     """
-    _replace_planned_(model, plan, lambda form, dense, choice: form(dense, choice).to(dense.weight.device))
+    _replace_planned_(model, plan, lambda form, dense, choice: form(dense, choice))
     return load_weights_(model, weights)
 
 
@@ -57,7 +57,9 @@ def _replace_planned_(
     for planned in plan.factorised:
         try:
             dense = layers.get(planned.name)
-            replacements[planned.name] = make(_form(dense, planned.choice), dense, planned.choice)
+            form = _form(dense, planned.choice)
+            _check_shape(dense, planned)
+            replacements[planned.name] = make(form, dense, planned.choice)
         except InputError as problem:
             problems.append(_told_of_layer(planned, problem))
     if problems:
@@ -90,6 +92,22 @@ def _form(dense: nn.Module | None, choice: Choice) -> type[FactorisedLayer]:
         accepted="svd for linear and 1×1 layers, tucker2 for k×k convolutions of one group",
         remedy="make the plan again for this model",
     )
+
+
+def _check_shape(dense: nn.Linear | nn.Conv2d, planned: PlannedLayer) -> None:
+    """Refuses a plan that was made for a layer of another size."""
+    signature, shape = planned.signature, tuple(dense.weight.shape)
+    if signature is None:
+        return
+    wanted = (signature.out_channels, signature.in_channels)
+    wanted += signature.kernel if isinstance(dense, nn.Conv2d) else ()
+    if shape != wanted:
+        raise InputError(
+            "comparing the plan with the layer",
+            found=f"a weight of shape {shape}",
+            accepted=f"{wanted}, which the plan was made for",
+            remedy="make the plan again for this model",
+        )
 
 
 def _replace_(model: nn.Module, name: str, layer: nn.Module) -> None:

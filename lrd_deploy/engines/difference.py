@@ -7,7 +7,7 @@ from math import prod, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto
 
 from lrd_deploy.engines.backend import Arrays
 from lrd_deploy.errors import BackendError, InputError
@@ -16,6 +16,12 @@ from lrd_deploy.records import OutputDifference
 Array = NDArray[np.generic]
 Run = Callable[[Arrays], Mapping[str, Array]]
 _SAFETY = 4.0
+_EPSILON = {
+    TensorProto.DOUBLE: 2.0**-52,
+    TensorProto.FLOAT: 2.0**-23,
+    TensorProto.FLOAT16: 2.0**-10,
+    TensorProto.BFLOAT16: 2.0**-7,
+}
 
 
 def compare_outputs(reference: Run, candidate: Run, batches: Sequence[Arrays], tolerance: float) -> OutputDifference:
@@ -56,13 +62,18 @@ def output_difference(
         batches: the batch sizes, for the record.
 
     Raises:
-        InputError: shapes differ, or the candidate holds NaN or infinity.
+        InputError: shapes differ, or an output is no number, or NaN, or infinite.
     """
     for one, other in zip(reference, candidate, strict=True):
+        if one.dtype.kind not in "fiub" or other.dtype.kind not in "fiub":
+            raise _incomparable(f"outputs of type {one.dtype} and {other.dtype}", "numbers")
+        if not one.size:
+            raise _incomparable("outputs without a value", "at least one value per output")
         if one.shape != other.shape:
             raise _incomparable(f"shapes {one.shape} and {other.shape}", "equal shapes")
-        if np.isfinite(one).all() and not np.isfinite(other).all():
-            raise _incomparable("NaN or infinity in the candidate's outputs alone", "finite outputs")
+        for name, output in (("reference", one), ("candidate", other)):
+            if not np.isfinite(output).all():
+                raise _incomparable(f"NaN or infinity in the {name}'s outputs", "finite outputs")
     a = np.concatenate([array.astype(np.float64).ravel() for array in reference])
     b = np.concatenate([array.astype(np.float64).ravel() for array in candidate])
     norm_a, norm_b, distance = np.linalg.norm(a), np.linalg.norm(b), np.linalg.norm(a - b)
@@ -82,10 +93,10 @@ def output_difference(
 
 
 def rounding_tolerance(model: ModelProto) -> float:
-    """Returns the relative difference that float32 rounding may cause between two orders of summation.
+    """Returns the relative difference that rounding may cause between two orders of summation.
 
-    Machine epsilon, times the square root of the longest sum (errors of either sign partly cancel), times the number
-    of weighted nodes that errors pass through, times a safety factor of 4.
+    Machine epsilon of the coarsest float among the weights, times the square root of the longest sum (errors of either
+    sign partly cancel), times the number of weighted nodes that errors pass through, times a safety factor of 4.
     """
     weights = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     shapes = [
@@ -94,7 +105,9 @@ def rounding_tolerance(model: ModelProto) -> float:
         if node.op_type in {"Conv", "Gemm", "MatMul"} and node.input[1] in weights
     ]
     longest = max((max(prod(shape[1:]), shape[0]) for shape in shapes if shape), default=1)
-    return float(_SAFETY * np.finfo(np.float32).eps * sqrt(longest) * max(len(shapes), 1))
+    dtypes = {tensor.data_type for tensor in model.graph.initializer} & _EPSILON.keys()
+    epsilon = max((_EPSILON[dtype] for dtype in dtypes), default=_EPSILON[TensorProto.FLOAT])
+    return float(_SAFETY * epsilon * sqrt(longest) * max(len(shapes), 1))
 
 
 def _incomparable(found: str, accepted: str) -> InputError:

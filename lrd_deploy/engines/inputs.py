@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,13 @@ def random_batches(model: Path, batches: Sequence[int]) -> list[Batch]:
         InputError: the model is invalid, or fixes another batch.
     """
     inputs = graph_inputs(read_model(model))
+    if not inputs or any(tensor.dtype in {"object", "unknown"} for tensor in inputs):
+        raise InputError(
+            f"making inputs for '{model}'",
+            found=", ".join(f"{tensor.name} ({tensor.dtype})" for tensor in inputs) or "a model without inputs",
+            accepted="at least one input, all of numbers",
+            remedy="pass real inputs with --inputs, or compare another model",
+        )
     random = np.random.default_rng(0)
     return [{tensor.name: _random(tensor, size, random) for tensor in inputs} for size in _allowed(inputs, batches)]
 
@@ -40,7 +48,9 @@ def stored_batches(path: Path, batches: Sequence[int]) -> list[Batch]:
         try:
             with np.load(path, allow_pickle=False) as stored:
                 arrays = {name: stored[name] for name in stored.files}
-        except (ValueError, EOFError, AttributeError) as exc:
+            if not arrays or any(array.ndim == 0 or len(array) == 0 for array in arrays.values()):
+                raise ValueError("an array without a sample, or no array at all")
+        except (ValueError, EOFError, AttributeError, TypeError, BadZipFile) as exc:
             raise InputError(
                 f"reading the inputs '{path}'",
                 found=str(exc),
@@ -56,14 +66,14 @@ def repeated(array: NDArray[np.generic], batch: int) -> NDArray[np.generic]:
 
 
 def _allowed(inputs: Sequence[TensorInfo], batches: Sequence[int]) -> Sequence[int]:
-    """The sizes asked for, or the one that the model fixes."""
-    fixed = {tensor.shape[0] for tensor in inputs if tensor.shape and isinstance(tensor.shape[0], int)}
-    return (int(fixed.pop()),) if fixed else batches
+    """The sizes asked for, or the one that the first input fixes."""
+    first = inputs[0].shape
+    return (first[0],) if first and isinstance(first[0], int) else batches
 
 
 def _random(tensor: TensorInfo, batch: int, random: np.random.Generator) -> NDArray[np.generic]:
-    shape = tuple(8 if isinstance(dim, str) else dim for dim in tensor.shape)
-    shape = (batch, *shape[1:]) if shape else shape
+    free = (batch, *(8 for _ in tensor.shape[1:]))
+    shape = tuple(size if isinstance(dim, str) else dim for dim, size in zip(tensor.shape, free, strict=False))
     if tensor.dtype.startswith("float"):
         return random.standard_normal(shape).astype(tensor.dtype)
     return np.zeros(shape, tensor.dtype)

@@ -115,5 +115,5 @@ def _refused(doing: str, exc: Exception) -> BackendError:
         f"{doing} with ONNX Runtime",
         found=" ".join(str(exc).split())[:400],
         accepted="a model and inputs that ONNX Runtime takes",
-        remedy="check the model with 'lrd-deploy verify', and its opset against the installed version",
+        remedy="check the inputs' names and shapes, and the model's opset against the installed version",
     )

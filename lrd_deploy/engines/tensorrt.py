@@ -36,7 +36,11 @@ class TensorRTBuilder:
         if util.find_spec(self.package) is None:
             detail = f"not installed; run: pip install 'lrd-deploy[{self.extra}]'"
             return BackendStatus(name=self.name, builds=False, runs=False, version=None, detail=detail)
-        version = importlib.import_module(self.package).__version__
+        try:
+            version = importlib.import_module(self.package).__version__
+        except (ImportError, OSError) as exc:
+            detail = f"installed, but does not load: {exc}"
+            return BackendStatus(name=self.name, builds=False, runs=False, version=None, detail=detail)
         if self._is_rtx:
             detail = "compiles without a GPU; does not run plans"
             return BackendStatus(name=self.name, builds=True, runs=False, version=version, detail=detail)

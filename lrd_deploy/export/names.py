@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Sequence, Set
 
 import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto
@@ -76,7 +76,8 @@ def _module_of(node: NodeProto, weights: dict[str, onnx.TensorProto], prefix: st
         return weight.removesuffix(".weight")
     scopes = next((entry.value for entry in node.metadata_props if entry.key == _SCOPES), "[]")
     modules = ast.literal_eval(scopes)[:-1]  # the last scope is the operator itself
-    return modules[-1].removeprefix(prefix).removeprefix(prefix.rstrip(".")) if modules else ""
+    scope = modules[-1] if modules else ""
+    return "" if f"{scope}." == prefix else scope.removeprefix(prefix)
 
 
 def _unique(name: str, taken: set[str]) -> str:
@@ -90,12 +91,24 @@ def _unique(name: str, taken: set[str]) -> str:
 def _origin(node: NodeProto, module: str, weight: onnx.TensorProto, factorised: Set[str]) -> NodeOrigin:
     layer, _, last = module.rpartition(".")
     is_factor = layer in factorised and last in _FACTORS
-    array = onnx.numpy_helper.to_array(weight)
     return NodeOrigin(
         node=node.name,
         module=layer if is_factor else module,
         factor=last if is_factor else "dense",
         op_type=node.op_type,
-        weight_shape=array.shape,
-        weight_sha256=hashlib.sha256(array.tobytes()).hexdigest(),
+        **_fingerprint(weight),
     )
+
+
+def refreshed_origins(model: ModelProto, origins: Sequence[NodeOrigin]) -> tuple[NodeOrigin, ...]:
+    """Returns the origins of the nodes that are still there, with the shapes and digests of their weights now."""
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    nodes = {node.name: weights[name] for node in model.graph.node if (name := _weight_of(node, weights))}
+    return tuple(
+        origin.model_copy(update=_fingerprint(nodes[origin.node])) for origin in origins if origin.node in nodes
+    )
+
+
+def _fingerprint(weight: onnx.TensorProto) -> dict[str, object]:
+    array = onnx.numpy_helper.to_array(weight)
+    return {"weight_shape": array.shape, "weight_sha256": hashlib.sha256(array.tobytes()).hexdigest()}

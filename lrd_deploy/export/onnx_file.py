@@ -27,7 +27,7 @@ def read_model(path: Path) -> ModelProto:
         model = onnx.load_model_from_string(read_bytes(path))
         onnx.load_external_data_for_model(model, str(path.parent))
         onnx.checker.check_model(model)
-    except (DecodeError, onnx.checker.ValidationError, ValueError, FileNotFoundError) as exc:
+    except (DecodeError, onnx.checker.ValidationError, ValueError, OSError) as exc:
         raise InputError(
             doing,
             found=" ".join(str(exc).split())[:400] or type(exc).__name__,
@@ -71,9 +71,12 @@ def write_readable(model: ModelProto, path: Path) -> Path:
 
 
 def tensor_info(value: ValueInfoProto) -> TensorInfo:
-    """Returns the name, dtype and shape of a graph input or output."""
+    """Returns the name, dtype and shape of a graph input or output; an unnamed dimension is named after its place."""
     tensor = value.type.tensor_type
-    dims = tuple(dim.dim_param or dim.dim_value for dim in tensor.shape.dim)
+    dims = tuple(
+        dim.dim_value if dim.HasField("dim_value") else dim.dim_param or f"{value.name}_{axis}"
+        for axis, dim in enumerate(tensor.shape.dim)
+    )
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name if tensor.elem_type else "unknown"
     return TensorInfo(name=value.name, dtype=dtype, shape=dims)
 

@@ -45,9 +45,9 @@ def export_onnx(model: nn.Module, example: Tensor, path: Path, *, opset: int) ->
     finally:
         model.train(was_training)
     origins = assign_names_(written, prefix="module.", factorised=factorised_layers(model).keys())
+    _check_delivered(written, opset, path)
     write_model(written, path)
     reread = read_model(path)
-    _check_delivered(reread, opset, path)
     return ExportedModel(
         path=Path(path.name),
         sha256=sha256_of(path),
@@ -119,9 +119,8 @@ def _check_delivered(model: ModelProto, opset: int, path: Path) -> None:
     elif len(set(names)) != len(names):
         problem = "node names that are not unique"
     if problem:
-        path.unlink(missing_ok=True)
         raise InputError(
-            f"checking the exported file '{path.name}'",
+            f"checking what was exported for '{path.name}'",
             found=problem,
             accepted=f"opset {opset}, a dynamic batch, unique names",
             remedy="choose another 'opset', or look for code in the model that depends on the batch size",

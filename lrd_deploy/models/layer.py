@@ -15,10 +15,12 @@ from lrd_deploy.records import LayerSignature
 class Layer:
     """A weighted layer. `refusal` says why it must stay dense, and is None where it may be factorised.
 
-    `weight` reads the array when it is wanted, (out, in) or (out, in, kh, kw): one layer is in memory at a time.
+    `calls` is how often one forward pass runs it. `weight` reads the array when it is wanted, (out, in) or
+    (out, in, kh, kw): one layer is in memory at a time.
     """
 
     name: str
     signature: LayerSignature | None
     weight: Callable[[], NDArray[np.floating]]
     refusal: str | None = None
+    calls: int = 1

@@ -133,11 +133,13 @@ def call_factory(reference: str, arguments: Mapping[str, Any]) -> Any:
     factory = _import_factory(module_name, name)
     try:
         return factory(**arguments)
-    except TypeError as exc:
+    except LrdError:
+        raise
+    except Exception as exc:  # whatever the user's code raises
         raise UsageError(
             f"calling 'python:{reference}'",
-            found=str(exc),
-            accepted=f"a factory that takes ({', '.join(arguments) or 'no arguments'})",
+            found=f"{type(exc).__name__}: {_first_line(exc)}",
+            accepted=f"a factory that takes ({', '.join(arguments) or 'no arguments'}) and returns",
             remedy="correct 'arguments' in the recipe, or the factory",
         ) from exc
 
@@ -146,10 +148,10 @@ def _import_factory(module_name: str, name: str) -> Callable[..., Any]:
     doing = f"importing 'python:{module_name}:{name}'"
     try:
         module = importlib.import_module(module_name)
-    except ImportError as exc:
+    except Exception as exc:  # whatever the user's module raises when it is imported
         raise UsageError(
             doing,
-            found=str(exc),
+            found=f"{type(exc).__name__}: {_first_line(exc)}",
             accepted="a module beside the recipe, in the current folder, or installed",
             remedy="check the name, or install what it imports",
         ) from exc

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lrd_deploy.errors import InputError
 from lrd_deploy.models.layer import Layer
+from lrd_deploy.models.source import logits
 from lrd_deploy.records import LayerSignature
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -29,7 +30,7 @@ def survey(model: nn.Module, example: Tensor, *, skip: tuple[str, ...] = ()) -> 
     """
     inputs = _inputs_by_layer(model, example)
     shared = _shared_parameters(model)
-    attention = _read_by_attention(model)
+    elsewhere = _used_past_forward(model)
     layers = []
     for name, module in _weighted(model):
         shapes = inputs.get(name, [])
@@ -37,8 +38,9 @@ def survey(model: nn.Module, example: Tensor, *, skip: tuple[str, ...] = ()) -> 
             Layer(
                 name=name,
                 signature=_signature(module, shapes[0]) if shapes else None,
+                calls=len(shapes) or 1,
                 weight=lambda module=module: module.weight.detach().cpu().double().numpy(),
-                refusal=_skipped(name, skip) or attention.get(name) or _refusal(module, shapes, shared),
+                refusal=_skipped(name, skip) or elsewhere.get(name) or _refusal(module, shapes, shared),
             )
         )
     order = {name: position for position, name in enumerate(inputs)}
@@ -58,10 +60,20 @@ def _nothing_to_factorise(model: nn.Module, layers: list[Layer]) -> InputError:
     )
 
 
-def _read_by_attention(model: nn.Module) -> dict[str, str]:
-    """Names of the layers whose weight PyTorch's own attention reads past `forward`, and the refusal."""
-    modules = [name for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention)]
-    return {f"{name}.out_proj": "nn.MultiheadAttention reads this layer's weight directly" for name in modules}
+_READ_DIRECTLY = {nn.MultiheadAttention: ("out_proj",), nn.TransformerEncoderLayer: ("linear1", "linear2")}
+
+
+def _used_past_forward(model: nn.Module) -> dict[str, str]:
+    """Names of the layers that cannot be replaced where they stand, and the refusal."""
+    refusals = {"": "it is the whole model, so there is nothing to replace it in"}
+    for name, module in model.named_modules():
+        for kind, children in _READ_DIRECTLY.items():
+            if isinstance(module, kind):
+                reason = f"nn.{kind.__name__} reads this layer's weight directly"
+                refusals |= {f"{name}.{child}".lstrip("."): reason for child in children}
+    names = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
+    refusals |= {name: "the model has it under two names" for name, module in _weighted(model) if names[id(module)] > 1}
+    return refusals
 
 
 def _weighted(model: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -76,15 +88,24 @@ def _inputs_by_layer(model: nn.Module, example: Tensor) -> dict[str, list[tuple[
     handles = []
     for name, module in _weighted(model):
 
-        def record(_module: nn.Module, args: tuple[Tensor, ...], name: str = name) -> None:
-            shapes.setdefault(name, []).append(tuple(args[0].shape))
+        def record(_module: nn.Module, args: tuple, keywords: dict, name: str = name) -> None:
+            x = args[0] if args else next(iter(keywords.values()))
+            shapes.setdefault(name, []).append(tuple(x.shape))
 
-        handles.append(module.register_forward_pre_hook(record))
-    was_training = model.training
+        handles.append(module.register_forward_pre_hook(record, with_kwargs=True))
+    modes = {module: module.training for module in model.modules()}
     try:
-        model.eval()(example)
+        logits(model.eval(), example)
+    except (RuntimeError, ValueError, TypeError, IndexError) as exc:
+        raise InputError(
+            f"running {type(model).__name__} on an input of shape {tuple(example.shape)}",
+            found=" ".join(str(exc).split())[:300],
+            accepted="data of the shape and type that the model takes",
+            remedy="make the data and the model section of the recipe fit each other",
+        ) from exc
     finally:
-        model.train(was_training)
+        for module, training in modes.items():
+            module.training = training
         for handle in handles:
             handle.remove()
     return shapes
@@ -107,8 +128,16 @@ def _refusal(module: nn.Module, shapes: list[tuple[int, ...]], shared: set[int])
         return f"{type(module).__name__} has no factorised form here"
     if isinstance(module, nn.Conv2d) and module.groups > 1:
         return f"grouped convolution ({module.groups} groups)"
-    if nn.utils.parametrize.is_parametrized(module) or hasattr(module, "weight_g"):
+    if nn.utils.parametrize.is_parametrized(module) or not isinstance(module.weight, nn.Parameter):
         return "its weight is parametrised"
+    if type(module) not in (nn.Linear, nn.Conv2d):
+        return f"{type(module).__name__} may compute something else than its base class"
+    if module._forward_hooks or module._forward_pre_hooks:
+        return "it has forward hooks, which its factors would not have"
+    if getattr(module, "padding", None) == "same" and any(
+        d * (k - 1) % 2 for d, k in zip(module.dilation, module.kernel_size, strict=True)
+    ):
+        return "its padding 'same' is uneven"
     if not module.weight.is_floating_point():
         return f"its weight is {module.weight.dtype}, not a float"
     if id(module.weight) in shared:

@@ -12,7 +12,7 @@ from lrd_deploy.bench.environment import environment
 from lrd_deploy.engines.inputs import repeated
 from lrd_deploy.errors import BackendError
 from lrd_deploy.files import write_text, write_whole
-from lrd_deploy.pipeline.training_stages import build_data, build_model
+from lrd_deploy.pipeline.training_stages import build_data, build_model, sources
 from lrd_deploy.pipeline.workspace import Workspace
 from lrd_deploy.records import (
     Comparison,
@@ -50,12 +50,14 @@ class ExportedPair(Record):
 def export_stage(work: Workspace, dense: TrainedModel, lowrank: TrainedModel, plan: RankPlan) -> ExportedPair:
     """Exports both arms and compares each with its PyTorch model on test data."""
     depends_on = {
+        **sources(work),
         "dense": dense.sha256,
         "lowrank": lowrank.sha256,
+        "layers": [layer.model_dump(mode="json", include={"name", "choice"}) for layer in plan.layers],
         "export": work.recipe.export.model_dump(mode="json"),
         "batch": work.recipe.bench.batch,
     }
-    return work.stage("export", ExportedPair, depends_on, lambda: _export_both(work, dense, lowrank, plan))
+    return work.stage("export", ExportedPair, depends_on, lambda _key: _export_both(work, dense, lowrank, plan))
 
 
 def rewrite_stage(work: Workspace, exported: ExportedPair) -> RewrittenModel:
@@ -63,7 +65,7 @@ def rewrite_stage(work: Workspace, exported: ExportedPair) -> RewrittenModel:
     quantum = work.recipe.rewrite.quantum
     depends_on = {"lowrank": exported.lowrank.sha256, "quantum": quantum}
 
-    def make() -> tuple[RewrittenModel, list[Path]]:
+    def make(_key: str) -> tuple[RewrittenModel, list[Path]]:
         from lrd_deploy.pipeline.rewriting import rewrite_model
         from lrd_deploy.rewrite.pad_rank import PadRank
 
@@ -88,7 +90,7 @@ def build_stage(work: Workspace, exported: ExportedPair, rewritten: RewrittenMod
         "machine": environment().fingerprint,
     }
     names = [status.name for status in here]
-    return work.stage("build", BuiltEngines, depends_on, lambda: _build_all(work, names))
+    return work.stage("build", BuiltEngines, depends_on, lambda _key: _build_all(work, names))
 
 
 def bench_stage(work: Workspace, exported: ExportedPair, rewritten: RewrittenModel) -> Comparison:
@@ -101,7 +103,7 @@ def bench_stage(work: Workspace, exported: ExportedPair, rewritten: RewrittenMod
         "machine": environment().fingerprint,
     }
 
-    def make() -> tuple[Comparison, list[Path]]:
+    def make(_key: str) -> tuple[Comparison, list[Path]]:
         from lrd_deploy.bench.compare import compare
 
         with np.load(work.path(str(exported.inputs))) as stored:
@@ -124,13 +126,14 @@ def training_bench_stage(
     depends_on = {
         "dense": dense.sha256,
         "lowrank": lowrank.sha256,
+        **sources(work),
         "recipe": recipe.model_dump(mode="json", include={"dense", "fine_tune"}),
-        "data": recipe.data.model_dump(mode="json"),
+        "torch": here.packages.get("torch"),
         "launches": recipe.bench.training_launches,
         "machine": here.fingerprint,
     }
 
-    def make() -> tuple[TrainingSpeedup, list[Path]]:
+    def make(_key: str) -> tuple[TrainingSpeedup, list[Path]]:
         from lrd_deploy.bench.training import TrainingLaunchPlan, compare_training
 
         launch = TrainingLaunchPlan(
@@ -196,19 +199,23 @@ def _export_one(model: nn.Module, example: object, path: Path, opset: int) -> Ex
     from lrd_deploy.export.torch_export import INPUT, OUTPUT, export_onnx
     from lrd_deploy.models.source import logits
 
-    exported = export_onnx(model, example, path, opset=opset)
-
     @torch.no_grad()
     def in_torch(inputs: dict[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic]]:
         return {OUTPUT: logits(model.eval(), torch.from_numpy(inputs[INPUT])).numpy()}
 
-    session = runtime("onnxruntime").load(path, SessionSettings())
     batches = [{INPUT: repeated(example.numpy(), size)} for size in _CHECKED_BATCHES]
-    difference = compare_outputs(in_torch, session.run, batches, rounding_tolerance(read_model(path)))
-    if not difference.passed:
-        path.unlink()
-        raise outputs_moved(f"exporting to '{path}'", difference)
-    return exported.model_copy(update={"difference": difference})
+    exported = []
+
+    def export_and_compare(target: Path) -> None:
+        record = export_onnx(model, example, target, opset=opset)
+        session = runtime("onnxruntime").load(target, SessionSettings())
+        difference = compare_outputs(in_torch, session.run, batches, rounding_tolerance(read_model(target)))
+        if not difference.passed:
+            raise outputs_moved(f"exporting to '{path}'", difference)
+        exported.append(record.model_copy(update={"path": Path(path.name), "difference": difference}))
+
+    write_whole(path, export_and_compare)
+    return exported[0]
 
 
 def _batches(work: Workspace, exported: ExportedPair) -> list[dict[str, NDArray[np.generic]]]:

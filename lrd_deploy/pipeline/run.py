@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from lrd_deploy.errors import UsageError
 from lrd_deploy.observer import Observer, SilentObserver
 from lrd_deploy.pipeline.deployment_stages import (
     BuiltEngines,
@@ -69,6 +70,13 @@ def run(
     Raises:
         LrdError: any of them; what was finished is kept, and the next run goes on from there.
     """
+    if until not in STAGES:
+        raise UsageError(
+            "choosing how far to run",
+            found=f"'{until}'",
+            accepted=f"one of: {', '.join(STAGES)}",
+            remedy="name a stage",
+        )
     with open_workspace(recipe, recipe_folder, folder, observer or SilentObserver()) as work:
         return _run(work, STAGES.index(until))
 
@@ -84,11 +92,17 @@ def _run(work: Workspace, last: int) -> RunResult:
     if last < STAGES.index("export"):
         return RunResult(work.folder, dense, plan, lowrank)
     exported = export_stage(work, dense, lowrank, plan)
+    if last < STAGES.index("rewrite"):
+        return RunResult(work.folder, dense, plan, lowrank, exported)
     rewritten = rewrite_stage(work, exported)
     if last < STAGES.index("build"):
         return RunResult(work.folder, dense, plan, lowrank, exported, rewritten)
     built = build_stage(work, exported, rewritten)
+    if last < STAGES.index("bench"):
+        return RunResult(work.folder, dense, plan, lowrank, exported, rewritten, built)
     comparison = bench_stage(work, exported, rewritten)
+    if last < STAGES.index("training_bench"):
+        return RunResult(work.folder, dense, plan, lowrank, exported, rewritten, built, comparison)
     training = training_bench_stage(work, dense, lowrank, plan)
     finished = RunResult(work.folder, dense, plan, lowrank, exported, rewritten, built, comparison, training)
     return _reported(work, finished)

@@ -26,32 +26,32 @@ _WEIGHTS = "model.safetensors"
 def dense_stage(work: Workspace) -> TrainedModel:
     """Trains the dense model, or takes it as it comes when it is trained already."""
     recipe = work.recipe
-    depends_on = {**_sources(work), "dense": _json(recipe.dense)}
-    return work.stage("dense", TrainedModel, depends_on, lambda: _make_dense(work))
+    depends_on = {**sources(work), "dense": _json(recipe.dense)}
+    return work.stage("dense", TrainedModel, depends_on, lambda key: _make_dense(work, key))
 
 
 def plan_stage(work: Workspace, dense: TrainedModel) -> RankPlan:
     """Chooses ranks; policies that measure are tied to this machine, the others are not."""
     recipe = work.recipe
     depends_on = {
-        **_sources(work),
+        **sources(work),
         "dense": dense.sha256,
         "ranks": _json(recipe.ranks),
         "skip": recipe.skip,
         **(_conditions(work) if isinstance(recipe.ranks, LatencyRank) else {}),
     }
-    return work.stage("plan", RankPlan, depends_on, lambda: (_make_plan(work, dense), []))
+    return work.stage("plan", RankPlan, depends_on, lambda _key: (_make_plan(work, dense), []))
 
 
 def lowrank_stage(work: Workspace, dense: TrainedModel, plan: RankPlan) -> TrainedModel:
     """Decomposes the dense model by the plan and fine-tunes it."""
     depends_on = {
-        **_sources(work),
+        **sources(work),
         "dense": dense.sha256,
         "layers": [layer.model_dump(mode="json", include={"name", "choice"}) for layer in plan.layers],
         "fine_tune": _json(work.recipe.fine_tune),
     }
-    return work.stage("lowrank", TrainedModel, depends_on, lambda: _make_lowrank(work, dense, plan))
+    return work.stage("lowrank", TrainedModel, depends_on, lambda key: _make_lowrank(work, dense, plan, key))
 
 
 def build_model(work: Workspace, weights: Path | None = None, plan: RankPlan | None = None) -> nn.Module:
@@ -75,7 +75,7 @@ def build_data(work: Workspace) -> Data:
     return load_data(work.recipe.data, seed=work.recipe.seed)
 
 
-def _make_dense(work: Workspace) -> tuple[TrainedModel, list[Path]]:
+def _make_dense(work: Workspace, key: str) -> tuple[TrainedModel, list[Path]]:
     from accelerate.utils import set_seed
 
     from lrd_deploy.models.source import load_model, make_importable
@@ -87,7 +87,7 @@ def _make_dense(work: Workspace) -> tuple[TrainedModel, list[Path]]:
     loaded = load_model(recipe.model)
     if loaded.trained or recipe.dense is None:
         return _stored(work, "dense", loaded.module, data)
-    epochs = _trained(work, "dense", loaded.module, data, recipe.dense)
+    epochs = _trained(work, work.scratch("dense", key), loaded.module, data, recipe.dense)
     return _stored(work, "dense", loaded.module, data, epochs=epochs)
 
 
@@ -116,7 +116,7 @@ def _make_plan(work: Workspace, dense: TrainedModel) -> RankPlan:
     return plan
 
 
-def _make_lowrank(work: Workspace, dense: TrainedModel, plan: RankPlan) -> tuple[TrainedModel, list[Path]]:
+def _make_lowrank(work: Workspace, dense: TrainedModel, plan: RankPlan, key: str) -> tuple[TrainedModel, list[Path]]:
     from lrd_deploy.decompose.batchnorm import reestimate_batchnorm_
     from lrd_deploy.decompose.surgery import decompose_
     from lrd_deploy.models.data import batches
@@ -128,11 +128,11 @@ def _make_lowrank(work: Workspace, dense: TrainedModel, plan: RankPlan) -> tuple
     _seed(work)
     reestimate_batchnorm_(model, islice((inputs for inputs, _ in batches(data.train)), settings.batchnorm_batches))
     before = accuracy(model, data)
-    epochs = _trained(work, "lowrank", model, data, settings)
+    epochs = _trained(work, work.scratch("lowrank", key), model, data, settings)
     return _stored(work, "lowrank", model, data, epochs=epochs, accuracy_before=before)
 
 
-def _trained(work: Workspace, stage: str, model: nn.Module, data: Data, settings: Training) -> tuple[Epoch, ...]:
+def _trained(work: Workspace, scratch: Path, model: nn.Module, data: Data, settings: Training) -> tuple[Epoch, ...]:
     from lrd_deploy.train.loop import TrainingJob, train
 
     job = TrainingJob(
@@ -140,7 +140,7 @@ def _trained(work: Workspace, stage: str, model: nn.Module, data: Data, settings
         data=data,
         settings=settings,
         seed=work.recipe.seed,
-        checkpoints=work.path(stage, "checkpoints"),
+        checkpoints=scratch,
         what="fine-tuning" if isinstance(settings, FineTuning) else "training dense",
     )
     return train(job, work.observer)
@@ -178,7 +178,7 @@ def _seed(work: Workspace) -> None:
     set_seed(work.recipe.seed)
 
 
-def _sources(work: Workspace) -> dict[str, Any]:
+def sources(work: Workspace) -> dict[str, Any]:
     """What the model and the data depend on; weights and local code by content, not by path."""
     recipe = work.recipe
     sources: dict[str, Any] = {"model": _json(recipe.model), "data": _json(recipe.data), "seed": recipe.seed}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,14 +14,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lrd_deploy.errors import InputError, StorageError, UsageError
-from lrd_deploy.files import read_bytes, remove_partial, sha256_of, storage_errors
+from lrd_deploy.files import remove_partial, sha256_of, storage_errors
 from lrd_deploy.observer import Observer
 from lrd_deploy.recipe import Recipe
 from lrd_deploy.records import Record
 from lrd_deploy.version import __version__
 
 R = TypeVar("R", bound=Record)
-_RECIPE = "recipe.json"
+_RECIPE, _SCRATCH = "recipe.json", "checkpoints"
 
 
 class StoredRecipe(Record):
@@ -54,7 +55,11 @@ class Workspace:
         return self.folder.joinpath(*parts)
 
     def stage(
-        self, name: str, record_type: type[R], depends_on: Mapping[str, Any], make: Callable[[], tuple[R, list[Path]]]
+        self,
+        name: str,
+        record_type: type[R],
+        depends_on: Mapping[str, Any],
+        make: Callable[[str], tuple[R, list[Path]]],
     ) -> R:
         """Returns the stage's stored record where it still holds, else makes it.
 
@@ -62,7 +67,8 @@ class Workspace:
             name: of the stage; its record goes to `NAME.json`.
             record_type: of that record.
             depends_on: everything the result depends on, as JSON values; files by their digest.
-            make: does the work; returns the record and the files it wrote, which are watched from then on.
+            make: does the work, given the stage's key; returns the record and the files it wrote, which are watched
+                from then on. What it keeps in `scratch` is removed when the stage is done.
         """
         self.observer.stage_started(name)
         key = _digest({"version": __version__, **depends_on})
@@ -72,13 +78,22 @@ class Workspace:
             self._finished(name, stamp.seconds, resumed=True)
             return record
         started = time.perf_counter()
-        record, files = make()
+        record, files = make(key)
         record_file = record.write(self.path(f"{name}.json"))
         seconds = time.perf_counter() - started
         digests = {str(file.relative_to(self.folder)): sha256_of(file) for file in (record_file, *files)}
         StageStamp(key=key, files=digests, seconds=seconds).write(self._stamp_path(name))
+        shutil.rmtree(self.path(name, _SCRATCH), ignore_errors=True)
         self._finished(name, seconds, resumed=False)
         return record
+
+    def scratch(self, name: str, key: str) -> Path:
+        """Returns a folder for a stage's unfinished work; what another recipe left there is removed."""
+        parent, own = self.path(name, _SCRATCH), self.path(name, _SCRATCH, key)
+        for other in parent.glob("*"):
+            if other != own:
+                shutil.rmtree(other)
+        return own
 
     def _stored(self, name: str, record_type: type[R], key: str) -> tuple[R, StageStamp] | None:
         try:
@@ -147,10 +162,13 @@ def _digest(value: Mapping[str, Any]) -> str:
 
 
 def source_digest(reference: str, folder: Path | None) -> str:
-    """Returns a digest of the file behind `package.module:factory`, without importing it; "" where none is found."""
+    """Returns a digest of the code behind `package.module:factory`, without importing it; "" where none is found.
+
+    The code is the module's file and every other Python file in its folder, which it may import.
+    """
     parts = reference.partition(":")[0].split(".")
     for root in (folder, Path.cwd()):
         for candidate in (Path(*parts).with_suffix(".py"), Path(*parts, "__init__.py")):
             if root is not None and (root / candidate).is_file():
-                return hashlib.sha256(read_bytes(root / candidate)).hexdigest()
+                return _digest({file.name: sha256_of(file) for file in (root / candidate).parent.glob("*.py")})
     return ""

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from lrd_deploy.errors import InputError
+from lrd_deploy.errors import InputError, UsageError
 from lrd_deploy.models.layer import Layer
 from lrd_deploy.ranks.cost import macs, parameters, saves_parameters
 from lrd_deploy.ranks.formulas import svd_rank, tucker2_ranks
@@ -53,6 +53,13 @@ def plan_ranks(layers: Sequence[Layer], policy: Policy, latency: LatencySource |
     for layer in layers:
         _check_finite(layer)
     if isinstance(policy, LatencyRank):
+        if latency is None:
+            raise UsageError(
+                "choosing ranks by latency",
+                found="no source of latencies",
+                accepted="something with latencies_ms(), such as MeasuredLatency",
+                remedy="pass it as plan_ranks(layers, policy, latency)",
+            )
         planned, speedup = _planned_by_latency(layers, policy, latency)
         return _plan(planned, policy, speedup, latency.environment)
     return _plan([_planned_by_weight(layer, policy) for layer in layers], policy, None, None)
@@ -76,8 +83,8 @@ def _plan(
     return RankPlan(
         policy=policy.model_dump(mode="json"),
         layers=tuple(planned),
-        dense_macs=sum(macs(layer.signature, KeepDense()) for layer in counted),
-        lowrank_macs=sum(macs(layer.signature, layer.choice) for layer in counted),
+        dense_macs=sum(layer.calls * macs(layer.signature, KeepDense()) for layer in counted),
+        lowrank_macs=sum(layer.calls * macs(layer.signature, layer.choice) for layer in counted),
         dense_parameters=sum(parameters(layer.signature, KeepDense()) for layer in counted),
         lowrank_parameters=sum(parameters(layer.signature, layer.choice) for layer in counted),
         predicted_speedup=speedup,
@@ -110,6 +117,7 @@ def _planned_by_weight(layer: Layer, policy: UniformRank | EnergyRank) -> Planne
         signature=layer.signature,
         choice=choice,
         reason=reason,
+        calls=layer.calls,
         predicted_error=spectrum.relative_error(choice),
     )
 
@@ -150,6 +158,7 @@ def _kept(layer: Layer, reason: str, latency_ms: float | None = None) -> Planned
         signature=layer.signature,
         choice=KeepDense(),
         reason=reason,
+        calls=layer.calls,
         dense_latency_ms=latency_ms,
         predicted_latency_ms=latency_ms,
     )
@@ -191,7 +200,7 @@ def _options(
     return [
         Candidate(
             choice=choice,
-            latency_ms=measured[layer.signature, choice],
+            latency_ms=layer.calls * measured[layer.signature, choice],
             squared_error=spectrum.relative_error(choice) ** 2 if spectrum else 0.0,
             parameters=parameters(layer.signature, choice),
         )
@@ -215,6 +224,7 @@ def _explained(layer: Layer, options: Sequence[Candidate], chosen: Candidate) ->
         signature=layer.signature,
         choice=chosen.choice,
         reason=f"{dense.latency_ms / chosen.latency_ms:.1f}× faster than dense",
+        calls=layer.calls,
         predicted_error=chosen.squared_error**0.5,
         dense_latency_ms=dense.latency_ms,
         predicted_latency_ms=chosen.latency_ms,

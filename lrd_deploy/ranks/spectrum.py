@@ -74,5 +74,5 @@ def _cumulated(energy: Array) -> Array:
 
 def _least_rank(energy: Array, share: float) -> int:
     # A share that is reached but for rounding is reached.
-    kept = np.cumsum(energy) + np.finfo(np.float64).eps * len(energy)
-    return int(np.searchsorted(kept, share) + 1) if share < 1.0 else int(np.count_nonzero(energy) or 1)
+    slack = np.finfo(np.float64).eps * len(energy) ** 2
+    return min(int(np.searchsorted(np.cumsum(energy) + slack, share * energy.sum()) + 1), len(energy))

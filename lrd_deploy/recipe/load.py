@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
@@ -36,7 +37,7 @@ class Recipe(Settings):
     `skip` holds glob patterns of layer names that stay dense.
     """
 
-    name: str = Field(min_length=1)
+    name: str = Field(pattern=r"^\w[\w.-]*$")
     model: ModelSource
     data: DataSource
     ranks: Policy
@@ -135,6 +136,8 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         seen = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=deep)
+            if not isinstance(key, Hashable):
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is no text", key_node.start_mark)
             if key in seen:
                 problem = f"the key '{key}' is given twice"
                 raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)

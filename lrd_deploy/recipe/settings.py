@@ -153,11 +153,14 @@ class PythonData(Settings):
     arguments: dict[str, Any] = {}
 
 
+def _data_tag(value: Any) -> str:
+    is_python = isinstance(value, PythonData) or (isinstance(value, dict) and "python" in value)
+    return "<python>" if is_python else "<digits>"
+
+
 DataSource = Annotated[
     Annotated[DigitsData, Tag("<digits>")] | Annotated[PythonData, Tag("<python>")],
-    Discriminator(
-        lambda value: "<python>" if "python" in (value if isinstance(value, dict) else vars(value)) else "<digits>"
-    ),
+    Discriminator(_data_tag),
 ]
 
 
@@ -214,6 +217,16 @@ class FineTuning(Training):
     @classmethod
     def _short_form(cls, value: Any) -> Any:
         return {"schedule": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _both_groups_learn(self) -> Self:
+        freezing = self.freezing
+        if isinstance(freezing, SequentialFreezing) and self.epochs <= freezing.period:
+            raise ValueError(
+                f"sequential freezing with a period of {freezing.period} needs more than {freezing.period} epochs, "
+                f"or group {freezing.first_frozen} would never learn"
+            )
+        return self
 
 
 # After training ---------------------------------------------------------------------------------------------------

@@ -7,19 +7,20 @@ from typing import Any
 
 from lrd_deploy.records import Comparison, KeepDense, RankPlan, TrainedModel
 
-_INK, _DENSE, _LOWRANK, _SHADE = "#7a7f87", "#7a7f87", "#d9542b", "#2b8bd9"
+_INK, _DENSE, _LOWRANK = "#7a7f87", "#7a7f87", "#d9542b"
+_SHADE = {"A": "#2b8bd9", "B": "#e8a33d"}
 
 
 def training_curves(dense: TrainedModel, lowrank: TrainedModel) -> str:
-    """Test accuracy over time, with the epochs shaded in which group A stood still."""
+    """Test accuracy over time, with every epoch shaded by the group that stood still."""
     figure, axes = _axes(width=7.0, height=2.8)
     for trained, color, label in ((dense, _DENSE, "dense"), (lowrank, _LOWRANK, "low-rank")):
         if trained.epochs:
             axes.plot(*_over_time(trained), color=color, marker="o", markersize=3, label=label)
     started = 0.0
     for epoch in lowrank.epochs:
-        if epoch.frozen == "A":
-            axes.axvspan(started, started + epoch.seconds, color=_SHADE, alpha=0.12, linewidth=0)
+        if epoch.frozen != "none":
+            axes.axvspan(started, started + epoch.seconds, color=_SHADE[epoch.frozen], alpha=0.12, linewidth=0)
         started += epoch.seconds
     axes.set_xlabel("seconds of training")
     axes.set_ylabel("test accuracy, %")

@@ -48,6 +48,7 @@ def render(folder: Path) -> str:
         dense=dense,
         lowrank=lowrank,
         rows=comparison_rows(record),
+        frozen={epoch.frozen for epoch in lowrank.epochs} - {"none"},
         speedup=speedup,
         ms=milliseconds,
         choice_name=choice_name,

@@ -14,7 +14,7 @@ from lrd_deploy.report.wording import choice_name, comparison_rows, milliseconds
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """Returns a table; columns whose name ends in a unit or a count are right-aligned. Cells are text, not markup."""
+    """Returns a table; columns of numbers are right-aligned. Cells are text, not markup."""
     result = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for column in columns:
         result.add_column(column, justify="right" if column in _NUMERIC else "left", overflow="fold")
@@ -45,15 +45,10 @@ def run_summary(record: RunRecord, folder: str) -> RenderableType:
         table(("", "dense", "low-rank", "low-rank against dense"), comparison_rows(record)),
         f"{record.layers['factorised']} layers factorised, {record.layers['dense']} kept dense; "
         f"batch and threads as in the recipe, on {escape(record.environment.cpu)} ({record.environment.cores} cores).",
-        f"A/A control: {speedup_of_control(record.control.estimate)}.",
+        f"A/A control: the dense model against itself came out at {record.control.estimate:.3f}.",
         *warnings,
         f"report: {escape(folder)}/report.html",
     )
-
-
-def speedup_of_control(estimate: float) -> str:
-    """The control in words: how far two identical models came out apart."""
-    return f"the dense model against itself came out at {estimate:.3f}"
 
 
 def plan_table(plan: RankPlan) -> RenderableType:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx
 import onnx_graphsurgeon as gs
-from onnx import ModelProto
+from onnx import GraphProto, ModelProto
 from onnx_graphsurgeon.logger import G_LOGGER
 from onnx_graphsurgeon.util.exception import OnnxGraphSurgeonException
 
@@ -41,15 +41,20 @@ def apply_rules(
     model: ModelProto, rules: Sequence[Rule]
 ) -> tuple[ModelProto, tuple[Applied, ...], tuple[Skipped, ...]]:
     """Returns the new model, what was done and what was not; a model that no rule changes comes back as it was."""
+    _refuse_overridable_initializers(model)
+    named = ModelProto()
+    named.CopyFrom(model)
+    _name_nodes_(named.graph)
     with _quiet_graphsurgeon():
-        return _apply(gs.import_onnx(model), model, rules)
+        changed, applied, skipped = _apply(gs.import_onnx(named), named, rules)
+    return (changed if applied else model), applied, skipped
 
 
 @contextmanager
 def _quiet_graphsurgeon() -> Iterator[None]:
     """Keeps graphsurgeon from printing to stdout; what it would warn about is checked here and raised."""
     before = G_LOGGER.severity
-    G_LOGGER.severity = G_LOGGER.CRITICAL
+    G_LOGGER.severity = G_LOGGER.CRITICAL + 1
     try:
         yield
     finally:
@@ -59,7 +64,6 @@ def _quiet_graphsurgeon() -> Iterator[None]:
 def _apply(
     graph: gs.Graph, model: ModelProto, rules: Sequence[Rule]
 ) -> tuple[ModelProto, tuple[Applied, ...], tuple[Skipped, ...]]:
-    _name_nodes_(graph)
     applied: list[Applied] = []
     skipped: list[Skipped] = []
     for rule in rules:
@@ -73,13 +77,32 @@ def _apply(
     return (_exported(graph, model) if applied else model), tuple(applied), tuple(skipped)
 
 
-def _name_nodes_(graph: gs.Graph) -> None:
+def _refuse_overridable_initializers(model: ModelProto) -> None:
+    """graphsurgeon would bake such a weight in, and what a caller feeds for it would be ignored."""
+    inputs = {value.name for value in model.graph.input}
+    overridable = [tensor.name for tensor in model.graph.initializer if tensor.name in inputs]
+    if overridable:
+        raise InputError(
+            f"rewriting the graph '{model.graph.name}'",
+            found=f"initializers that are graph inputs too, such as '{overridable[0]}'",
+            accepted="weights that a caller cannot override",
+            remedy="export with keep_initializers_as_inputs=False, or take them out of the graph's inputs",
+        )
+
+
+def _name_nodes_(graph: GraphProto) -> None:
     """Gives every node a name of its own: rules name new weights after their node, and equal names would merge them."""
-    taken: set[str] = set()
-    for position, node in enumerate(graph.nodes):
-        if not node.name or node.name in taken:
-            node.name = f"{node.name or node.op}_{position}"
-        taken.add(node.name)
+    taken = {node.name for node in graph.node}
+    seen = {""}
+    for position, node in enumerate(graph.node):
+        if node.name in seen:
+            node.name = next(
+                name
+                for count in range(len(taken) + 1)
+                if (name := f"{node.name or node.op_type}_{position}{'_' * count}") not in taken
+            )
+            taken.add(node.name)
+        seen.add(node.name)
 
 
 def _exported(graph: gs.Graph, before: ModelProto) -> ModelProto:
@@ -88,6 +111,7 @@ def _exported(graph: gs.Graph, before: ModelProto) -> ModelProto:
     _check_names(graph)
     after = gs.export_onnx(graph)
     after.ir_version = before.ir_version
+    _name_nodes_(after.graph)
     _copy_metadata(before, after)
     return onnx.shape_inference.infer_shapes(after, check_type=True, strict_mode=True)
 
@@ -107,6 +131,9 @@ def _check_names(graph: gs.Graph) -> None:
 
 def _copy_metadata(before: ModelProto, after: ModelProto) -> None:
     """Carries over metadata and doc strings of the model, the graph, and every node that kept its name."""
+    for field in ("model_version", "domain"):
+        if getattr(before, field):
+            setattr(after, field, getattr(before, field))
     _copy_properties(before, after)
     _copy_properties(before.graph, after.graph)
     after.doc_string, after.graph.doc_string = before.doc_string, before.graph.doc_string

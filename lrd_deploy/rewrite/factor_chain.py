@@ -9,6 +9,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 # Nodes that can follow each other as factors: convolutions, or matrix products of either spelling.
+_FACTOR_NAMES = {("down", "up"), ("first", "core", "last")}
 _FAMILY = {"Conv": "convolution", "Gemm": "product", "MatMul": "product"}
 Array = NDArray[np.floating]
 
@@ -21,10 +22,11 @@ class FactorChain:
 
     @property
     def name(self) -> str:
-        """The chain's name in reports: that of its nodes, without their last part where they share the rest."""
-        layers = {node.name.rpartition(".")[0] for node in self.nodes}
-        shared = layers.pop() if len(layers) == 1 else ""
-        return shared or " + ".join(node.name for node in self.nodes)
+        """The chain's name in reports: the layer's where its nodes are named after its factors, else all of theirs."""
+        layers, factors = zip(*(node.name.rpartition(".")[::2] for node in self.nodes), strict=True)
+        if len(set(layers)) == 1 and layers[0] and factors in _FACTOR_NAMES:
+            return layers[0]
+        return " + ".join(node.name for node in self.nodes)
 
     @property
     def inner(self) -> tuple[gs.Variable, ...]:
@@ -42,12 +44,13 @@ def find_chains(graph: gs.Graph) -> list[FactorChain]:
 
     Whether a run may be changed is for `check_chain`; nodes inside If and Loop bodies are not looked at.
     """
+    members = {id(node) for node in graph.nodes}  # a value's readers may sit in an If or Loop body
     chains: list[FactorChain] = []
     used: set[int] = set()
     for node in graph.nodes:
         if id(node) in used or not is_weighted(node):
             continue
-        run = _run_from(node)
+        run = _run_from(node, members)
         for length in (3, 2):
             candidate = tuple(run[:length])
             if len(candidate) == length and _is_narrow_inside(candidate):
@@ -60,18 +63,20 @@ def find_chains(graph: gs.Graph) -> list[FactorChain]:
 def check_chain(graph: gs.Graph, chain: FactorChain) -> str | None:
     """Returns why no rule may touch this chain, or None."""
     outputs = {id(value) for value in graph.outputs}
-    for node, value in zip(chain.nodes, chain.inner, strict=False):
+    for value in chain.inner:
         if id(value) in outputs:
             return f"the value between its factors is the graph output '{value.name}'"
         if len(value.outputs) > 1:
             return f"the value between its factors is read by {len(value.outputs)} nodes"
+    for node in chain.nodes:
         if not _carries_channels_through(node):
             return f"'{node.name}' scales or transposes its input"
-    for node in chain.nodes:
+        if not _bias_is_plain(node):
+            return f"the bias of '{node.name}' is no constant with one value per channel"
         if node.op == "Conv" and node.attrs.get("group", 1) != 1:
             return f"'{node.name}' is a grouped convolution"
         if weight(node).dtype not in (np.float16, np.float32, np.float64):
-            return f"the weight of '{node.name}' is {weight(node).dtype}, not a float"
+            return f"the weight of '{node.name}' is {weight(node).dtype}, which this rule does not handle"
     return None
 
 
@@ -105,10 +110,8 @@ def set_matrix(node: gs.Node, array: Array, name: str) -> None:
 
 
 def bias(node: gs.Node) -> Array | None:
-    """Returns the bias, or None; a bias that is not a constant vector counts as one that cannot be read."""
-    if len(node.inputs) < 3 or node.inputs[2].name == "":
-        return None
-    return np.asarray(node.inputs[2].values)
+    """Returns the bias of a node that `check_chain` passed, or None."""
+    return np.asarray(node.inputs[2].values) if _has_bias(node) else None
 
 
 def in_channels(node: gs.Node) -> int:
@@ -126,12 +129,14 @@ def is_pointwise(node: gs.Node) -> bool:
     return node.op != "Conv" or weight(node).shape[2:] == (1, 1)
 
 
-def _run_from(node: gs.Node) -> list[gs.Node]:
+def _run_from(node: gs.Node, members: set[int]) -> list[gs.Node]:
     """The node and at most two followers of its kind, each reached through the data input."""
     run = [node]
     while len(run) < 3:
         consumers = run[-1].outputs[0].outputs
-        follower = next((consumer for consumer in consumers if _may_follow(consumer, node)), None)
+        follower = next(
+            (consumer for consumer in consumers if id(consumer) in members and _may_follow(consumer, node)), None
+        )
         if follower is None or follower.inputs[0] is not run[-1].outputs[0]:
             break
         run.append(follower)
@@ -152,6 +157,16 @@ def _is_narrow_inside(nodes: tuple[gs.Node, ...]) -> bool:
     if len(nodes) == 3:
         return ranks[0] <= entry and ranks[1] <= exit_ and (ranks[0] < entry or ranks[1] < exit_)
     return ranks[0] < min(entry, exit_)
+
+
+def _has_bias(node: gs.Node) -> bool:
+    return len(node.inputs) > 2 and node.inputs[2].name != ""
+
+
+def _bias_is_plain(node: gs.Node) -> bool:
+    if not _has_bias(node):
+        return True
+    return isinstance(node.inputs[2], gs.Constant) and tuple(node.inputs[2].shape) == (out_channels(node),)
 
 
 def _carries_channels_through(node: gs.Node) -> bool:

@@ -14,7 +14,9 @@ from lrd_deploy.rewrite.factor_chain import (
     bias,
     check_chain,
     find_chains,
+    in_channels,
     matrix,
+    out_channels,
     set_matrix,
     weight,
 )
@@ -70,9 +72,7 @@ def _ranks(ranks: tuple[int, ...]) -> str:
 
 def _widths_outside(chain: FactorChain) -> tuple[int, ...]:
     """What each rank may grow to: beyond it, factors would be wider than the layer they stand for."""
-    entry, exit_ = chain.nodes[0], chain.nodes[-1]
-    width_in = weight(entry).shape[1] if entry.op == "Conv" else matrix(entry).shape[1]
-    width_out = weight(exit_).shape[0] if exit_.op == "Conv" else matrix(exit_).shape[0]
+    width_in, width_out = in_channels(chain.nodes[0]), out_channels(chain.nodes[-1])
     return (width_in, width_out) if len(chain.nodes) == 3 else (min(width_in, width_out),)
 
 

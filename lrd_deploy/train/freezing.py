@@ -10,7 +10,6 @@ from torch import nn
 
 from lrd_deploy.decompose.layers import FactorGroup
 from lrd_deploy.decompose.surgery import factorised_layers
-from lrd_deploy.errors import UsageError
 from lrd_deploy.recipe.settings import Freezing, NoFreezing, RegularFreezing, SequentialFreezing
 from lrd_deploy.records import FrozenGroup
 
@@ -40,17 +39,6 @@ def phases(freezing: Freezing) -> tuple[FrozenGroup, ...]:
             return ("A",)
         case SequentialFreezing():
             return ("A", "B")
-
-
-def check_schedule(freezing: Freezing, epochs: int) -> None:
-    """Raises `UsageError` when a group would never learn."""
-    if isinstance(freezing, SequentialFreezing) and epochs <= freezing.period:
-        raise UsageError(
-            "planning sequential freezing",
-            found=f"a period of {freezing.period} in {epochs} epochs: group {freezing.first_frozen} would never learn",
-            accepted=f"at least {2 * freezing.period} epochs, so that both groups learn",
-            remedy="shorten 'period', or use the schedule 'regular'",
-        )
 
 
 def freeze_(model: nn.Module, group: FrozenGroup) -> None:

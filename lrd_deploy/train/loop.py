@@ -21,7 +21,7 @@ from lrd_deploy.observer import Observer, SilentObserver
 from lrd_deploy.recipe.settings import FineTuning, Training
 from lrd_deploy.records import Epoch, FrozenGroup
 from lrd_deploy.train.checkpoint import Checkpoint, load_newest, save_checkpoint
-from lrd_deploy.train.freezing import check_schedule, freeze_, frozen_group
+from lrd_deploy.train.freezing import freeze_, frozen_group
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,9 @@ def train(job: TrainingJob, observer: Observer | None = None) -> tuple[Epoch, ..
     of a run that was never interrupted.
 
     Raises:
-        UsageError: a factor group would never learn.
         TrainingDiverged: the loss is not finite; the last good checkpoint is kept.
     """
     observer = observer or SilentObserver()
-    if isinstance(job.settings, FineTuning):
-        check_schedule(job.settings.freezing, job.settings.epochs)
     accelerator = Accelerator()
     model = _placed(job.model, accelerator, job.settings)
     optimizer = make_optimizer(model, job.settings)
@@ -57,10 +54,11 @@ def train(job: TrainingJob, observer: Observer | None = None) -> tuple[Epoch, ..
     records = list(done.epochs)
     loader = accelerator.prepare(job.data.train)
     for epoch in range(len(records), job.settings.epochs):
-        set_seed(job.seed + epoch)
+        _seed_epoch(job, epoch)
         group = _freeze_for_epoch_(model, job.settings, epoch)
         run = _EpochRun(job, accelerator, model, optimizer, loader, epoch)
         records.append(run.train(group, observer))
+        _check_weights(job, epoch)
         save_checkpoint(job.checkpoints, model, optimizer, Checkpoint(epochs=tuple(records)))
     freeze_(model, "none")
     return tuple(records)
@@ -129,6 +127,30 @@ def learning_rate_at(step: int, steps: int, settings: Training) -> float:
     return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+def _seed_epoch(job: TrainingJob, epoch: int) -> None:
+    """Makes an epoch's randomness its own: dropout, and the order that the loader's own generator draws."""
+    set_seed(job.seed + epoch)
+    generator = getattr(job.data.train, "generator", None)
+    if generator is not None:
+        generator.manual_seed(job.seed + epoch)
+
+
+def _check_weights(job: TrainingJob, epoch: int) -> None:
+    """The last step of an epoch has no loss after it that would tell."""
+    if not all(torch.isfinite(parameter).all() for parameter in job.model.parameters()):
+        raise _diverged(job, epoch, "weights that are NaN or infinite")
+
+
+def _diverged(job: TrainingJob, epoch: int, found: str) -> TrainingDiverged:
+    kept = f"; the last good state is in '{job.checkpoints}'" if any(job.checkpoints.glob("epoch-*")) else ""
+    return TrainingDiverged(
+        f"{job.what}, epoch {epoch + 1}",
+        found=found,
+        accepted="a finite loss and finite weights",
+        remedy=f"lower 'learning_rate' or set 'clip_norm'{kept}",
+    )
+
+
 def _placed(model: nn.Module, accelerator: Accelerator, settings: Training) -> nn.Module:
     layout = torch.channels_last if settings.channels_last else torch.contiguous_format
     return model.to(accelerator.device).to(memory_format=layout)
@@ -153,7 +175,7 @@ class _EpochRun:
 
     def train(self, group: FrozenGroup, observer: Observer) -> Epoch:
         settings, steps = self.job.settings, len(self.loader)
-        # Wrapped anew for each phase: flipping requires_grad after DDP has wrapped hangs or diverges in silence.
+        # Wrapped anew for each phase, after its factors were frozen: wrappers look at requires_grad once.
         wrapped = self.accelerator.prepare_model(self.model)
         wrapped.train()
         started, losses, images = self.job.clock(), [], 0
@@ -161,7 +183,8 @@ class _EpochRun:
             rate = learning_rate_at(self.epoch * steps + step, settings.epochs * steps, settings)
             losses.append(self._step(wrapped, inputs, labels, rate))
             images += len(labels)
-            self._check_loss(losses[-1])
+            if not math.isfinite(losses[-1]):
+                raise _diverged(self.job, self.epoch, f"a loss of {losses[-1]}")
             observer.progress(f"{self.job.what}, epoch {self.epoch + 1} of {settings.epochs}", step + 1, steps)
         seconds = self.job.clock() - started
         return Epoch(
@@ -178,22 +201,25 @@ class _EpochRun:
         settings = self.job.settings
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        loss = training_loss(wrapped, inputs, labels, settings)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.accelerator.backward(loss)
-        if settings.clip_norm is not None:
-            self.accelerator.clip_grad_norm_(wrapped.parameters(), settings.clip_norm)
-        self.optimizer.step()
+        loss = training_step(wrapped, self.optimizer, (inputs, labels), settings, self.accelerator.backward)
         return loss.item()
 
-    def _check_loss(self, loss: float) -> None:
-        if not math.isfinite(loss):
-            raise TrainingDiverged(
-                f"{self.job.what}, epoch {self.epoch + 1}",
-                found=f"a loss of {loss}",
-                accepted="a finite loss",
-                remedy=f"lower 'learning_rate' or set 'clip_norm'; the last good state is in '{self.job.checkpoints}'",
-            )
+
+def training_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: tuple[torch.Tensor, torch.Tensor],
+    settings: Training,
+    backward: Callable[[torch.Tensor], None] = torch.Tensor.backward,
+) -> torch.Tensor:
+    """Takes one step: forward, backward, clipping, optimizer. Returns the loss of the batch."""
+    loss = training_loss(model, *batch, settings)
+    optimizer.zero_grad(set_to_none=True)
+    backward(loss)
+    if settings.clip_norm is not None:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
+    optimizer.step()
+    return loss
 
 
 def training_loss(model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, settings: Training) -> torch.Tensor:

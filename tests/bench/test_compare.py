@@ -3,6 +3,7 @@ import onnx
 import pytest
 
 from lrd_deploy.bench.compare import compare, conclude
+from lrd_deploy.bench.environment import environment
 from lrd_deploy.bench.launch import LaunchSamples
 from lrd_deploy.bench.layer_graph import layer_graph, layer_input
 from lrd_deploy.errors import BackendError
@@ -25,7 +26,7 @@ def launch(base=4_000_000, candidate=2_000_000, control=4_000_000, converged=Tru
 
 
 def test_samples_become_a_comparison():
-    found = conclude([launch() for _ in range(4)], batch=8, threads=1)
+    found = conclude([launch() for _ in range(4)], 8, 1, environment())
     assert found.speedup.estimate == pytest.approx(2.0)
     assert found.speedup.demonstrated
     assert found.control.estimate == 1.0
@@ -38,7 +39,7 @@ def test_samples_become_a_comparison():
 
 
 def test_a_control_that_is_off_and_a_warm_up_that_does_not_settle_are_told():
-    found = conclude([launch(control=5_000_000, converged=False) for _ in range(4)], batch=8, threads=1)
+    found = conclude([launch(control=5_000_000, converged=False) for _ in range(4)], 8, 1, environment())
     assert "came out at 0.800" in found.warnings[0]
     assert "in 4 of 4 launches" in found.warnings[1]
 

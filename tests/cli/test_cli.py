@@ -8,6 +8,7 @@ import time
 import numpy as np
 import onnx
 import pytest
+import yaml
 
 from lrd_deploy.bench.layer_graph import layer_graph
 from lrd_deploy.cli.main import VERBS, exit_code
@@ -57,8 +58,8 @@ def test_help_answers_at_once():
         started = time.perf_counter()
         subprocess.run([sys.executable, "-m", "lrd_deploy.cli.main", "--help"], check=True, capture_output=True)
         seconds.append(time.perf_counter() - started)
-    # The promise is 0.3 s; a shared machine gets slack, an import of something heavy does not fit into it.
-    assert min(seconds) < 0.6
+    # The promise is 0.3 s and it takes 0.1; a busy machine gets slack into which no heavy import fits.
+    assert min(seconds) < 0.5
 
 
 def test_version(call):
@@ -127,7 +128,7 @@ def test_a_file_that_is_no_model_is_refused_by_every_verb(call, tmp_path, verb, 
 
 def test_bad_options_are_refused_with_what_is_accepted(call, factors, tmp_path):
     out = tmp_path / "o.onnx"
-    assert refused(call("rewrite", factors, "-o", out, "--mode", "guess"), "pad or merge")
+    assert refused(call("rewrite", factors, "-o", out, "--mode", "guess"), "or --mode merge without one")
     assert refused(call("build", factors, "-o", out, "--backend", "tvm"), "one of: onnxruntime, tensorrt, tensorrt-rtx")
     assert refused(call("build", factors, "-o", out, "--min-batch", 9), "min ≤ opt ≤ max")
     assert refused(call("report", tmp_path), "no run.json in it")
@@ -195,3 +196,70 @@ def test_run_ends_with_a_record_a_page_and_onnx_files(call, tiny_recipe, tmp_pat
     code, text, _ = call("report", out)
     assert code == 0
     assert "A/A control" in text
+
+
+def test_a_rewrite_that_fails_leaves_the_target_and_the_source_alone(call, factors, monkeypatch):
+    monkeypatch.setattr("lrd_deploy.pipeline.rewriting.rounding_tolerance", lambda _model: -1.0)
+    before = factors.read_bytes()
+    assert refused(call("rewrite", factors, "-o", factors), "outputs that differ")
+    assert factors.read_bytes() == before
+    assert [path.name for path in factors.parent.iterdir()] == [factors.name]
+
+
+def odd_model(text):
+    return onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 20]> {text}')
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("g (float[1,2] x) => (float[1,2] y) { y = Sqrt (x) }", "NaN or infinity in the reference's outputs"),
+        ("g () => (float[1] y) <float[1] w = {1}> { y = Relu (w) }", "a model without inputs"),
+        ("g (string[2] x) => (string[2] y) { y = Identity (x) }", "all of numbers"),
+    ],
+)
+def test_models_that_cannot_be_compared_are_told(call, tmp_path, text, message):
+    onnx.save(odd_model(text), tmp_path / "m.onnx")
+    assert refused(call("verify", tmp_path / "m.onnx", tmp_path / "m.onnx"), message)
+
+
+def test_a_dimension_without_a_name_is_a_free_one(call, tmp_path):
+    model = odd_model("g (float[batch,4] x) => (float[batch,4] y) { y = Relu (x) }")
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].Clear()
+    onnx.save(model, tmp_path / "m.onnx")
+    assert call("verify", tmp_path / "m.onnx", tmp_path / "m.onnx")[0] == 0
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut short", b"\x93NUMPY"])
+def test_inputs_that_cannot_be_read_are_told(call, factors, tmp_path, content):
+    (tmp_path / "x.npz").write_bytes(content)
+    assert refused(call("verify", factors, factors, "--inputs", tmp_path / "x.npz"), "an .npz file with one array")
+
+
+@pytest.mark.parametrize("data", [5, None, []])
+def test_a_data_section_of_a_wrong_kind_is_told(call, tiny_recipe, data):
+    path = tiny_recipe()
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "data": data}))
+    assert refused(call("plan", path), "at 'data")
+
+
+@pytest.mark.parametrize(
+    "body", ["raise OSError('no disk')", "syntax error here", "import torch; torch.zeros(1, 2) @ 3"]
+)
+def test_user_code_that_raises_is_told(call, tiny_recipe, tmp_path, body):
+    name = f"code_{abs(hash(body))}"
+    (tmp_path / f"{name}.py").write_text(f"def make():\n    {body}\n")
+    assert refused(call("plan", tiny_recipe(model={"python": f"{name}:make"}), "--out", tmp_path / "o"), f"{name}:make")
+
+
+def test_a_run_cannot_be_named_out_of_its_folder(call, tiny_recipe):
+    assert refused(call("run", tiny_recipe(name="../../elsewhere")), "at 'name'")
+
+
+def test_a_broken_backend_is_told_by_doctor(call, monkeypatch, tmp_path):
+    (tmp_path / "tensorrt.py").write_text("raise ImportError('libnvinfer.so.11: cannot open')")
+    monkeypatch.syspath_prepend(tmp_path)
+    code, out, _ = call("doctor", "--json")
+    assert code == 0
+    assert "libnvinfer" in json.loads(out)["backends"]["tensorrt"]["detail"]

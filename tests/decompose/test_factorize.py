@@ -100,3 +100,17 @@ def test_weights_that_are_not_finite_are_refused(bad):
     weight[1, 2] = bad
     with pytest.raises(InputError, match="1 values that are NaN or infinite"):
         svd_factors(weight, 2)
+
+
+def test_hooi_improves_on_hosvd_where_there_is_room():
+    weight = matrix(0, 12, 10, 3, 3)
+    hosvd, hooi = (relative_error(weight, tucker2_factors(weight, 4, 4, iterations=n)) for n in (0, 3))
+    assert hooi < hosvd - 1e-4
+
+
+def test_tucker2_factors_share_one_scale():
+    factors = tucker2_factors(1000 * matrix(0, 12, 10, 3, 3), 4, 5)
+    rows = {
+        name: np.linalg.norm(factor) / np.sqrt(len(factor)) for name, factor in vars(factors).items() if name != "last"
+    }
+    assert max(rows.values()) / min(rows.values()) < 100  # all of the scale in the core would be a thousand

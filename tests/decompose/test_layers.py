@@ -86,3 +86,25 @@ def test_batchnorm_statistics_become_those_of_the_data_and_nothing_else_changes(
 
 def test_a_model_without_batchnorm_is_not_run():
     assert reestimate_batchnorm_(nn.Linear(2, 2), iter(())) == 0
+
+
+def test_no_batch_leaves_the_statistics_alone():
+    norm = nn.BatchNorm1d(3)
+    norm.running_mean.fill_(5.0)
+    assert reestimate_batchnorm_(nn.Sequential(norm), []) == 0
+    assert torch.equal(norm.running_mean, torch.full((3,), 5.0))
+
+
+def test_a_layer_deliberately_in_eval_mode_stays_there():
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3)).train()
+    model[0].eval()
+    reestimate_batchnorm_(model, [torch.randn(8, 3)])
+    assert [norm.training for norm in model] == [False, True]
+
+
+def test_float64_layers_are_factorised_and_merged_in_float64():
+    dense = nn.Linear(6, 8).double()
+    layer = SVDLinear.from_dense(dense, SVD(rank=6))
+    difference = (layer.merge().weight - dense.weight).abs().max().item()
+    assert layer.down.weight.dtype == torch.float64
+    assert difference < sum_tolerance("float64", 12, 1.0)

@@ -75,3 +75,19 @@ def test_all_layers_that_do_not_fit_are_told_together():
 def test_a_plan_for_another_model_is_refused():
     with pytest.raises(Problems, match="no such layer"):
         decompose_(nn.Sequential(nn.Linear(4, 4)), plan(model()))
+
+
+def test_a_plan_for_a_layer_of_another_size_is_refused():
+    chosen = plan(model())
+    other = model()
+    other[4] = nn.Linear(32 * 64, 39)
+    with pytest.raises(InputError, match=r"layer '4': a weight of shape \(39, 2048\); \(40, 2048\)"):
+        decompose_(other, chosen)
+
+
+def test_a_bfloat16_model_loads_as_one(tmp_path):
+    net = model().to(torch.bfloat16)
+    chosen = plan(model())
+    save_weights(decompose_(net, chosen), tmp_path / "w.safetensors")
+    loaded = load_lowrank_(model().to(torch.bfloat16), chosen, tmp_path / "w.safetensors")
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.bfloat16}

@@ -58,8 +58,52 @@ def test_a_second_run_does_nothing_and_a_changed_recipe_only_what_depends_on_it(
     assert ran(tiny_recipe(), out) == []
     assert ran(tiny_recipe(rewrite={"quantum": 16}), out) == ["rewrite"]
     assert ran(tiny_recipe(export={"opset": 21}), out) == ["export", "rewrite"]
-    longer = {"epochs": 3, "learning_rate": 0.02}
-    assert ran(tiny_recipe(fine_tune=longer), out, until="lowrank") == ["lowrank"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"dense": {"epochs": 2, "learning_rate": 0.001}},
+        {"fine_tune": {"epochs": 2, "learning_rate": 0.01, "freezing": "regular"}},
+        {"ranks": {"policy": "uniform", "alpha": 3}},
+        {"skip": ["*shortcut*"]},
+        {"data": {"digits": {"image_size": 8, "batch_size": 64}}},
+        {"seed": 1},
+        {"export": {"opset": 22}},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_a_changed_recipe_ends_as_it_would_in_a_new_folder(tiny_recipe, tmp_path, changes):
+    ran(tiny_recipe(), tmp_path / "used")
+    changed = tiny_recipe(**changes)
+    ran(changed, tmp_path / "used")
+    ran(changed, tmp_path / "new")
+    assert digests(tmp_path / "used") == digests(tmp_path / "new")
+
+
+class Cut(BaseException):
+    """Ends a run as a kill would."""
+
+
+class CutIn(Stages):
+    """Ends the run in the second epoch of a stage's training."""
+
+    def __init__(self, what):
+        super().__init__()
+        self.what = what
+
+    def progress(self, what, *_):
+        if what.startswith(f"{self.what}, epoch 2"):
+            raise Cut
+
+
+def test_an_unfinished_stage_of_another_recipe_is_not_resumed(tiny_recipe, tmp_path):
+    with pytest.raises(Cut):
+        run(load_recipe(str(tiny_recipe())), tmp_path / "used", until="dense", observer=CutIn("training dense"))
+    changed = tiny_recipe(dense={"epochs": 2, "learning_rate": 0.001})
+    ran(changed, tmp_path / "used")
+    ran(changed, tmp_path / "new")
+    assert digests(tmp_path / "used") == digests(tmp_path / "new")
 
 
 def test_a_file_that_was_tampered_with_is_made_again(tiny_recipe, tmp_path):
@@ -191,8 +235,18 @@ def test_skipping_every_layer_is_refused(tiny_recipe, tmp_path):
 
 
 def test_training_that_diverges_keeps_what_was_good(tiny_recipe, tmp_path):
+    out = tmp_path / "run"
+    ran(tiny_recipe(), out, until="dense")
+    kept = sha256_of(out / "dense.json")
     with pytest.raises(TrainingDiverged, match="lower 'learning_rate'"):
-        ran(tiny_recipe(dense={"epochs": 3, "learning_rate": 1e30}), tmp_path / "run")
+        ran(tiny_recipe(fine_tune={"epochs": 2, "learning_rate": 1e30}), out, until="lowrank")
+    assert sha256_of(out / "dense.json") == kept
+    assert ran(tiny_recipe(), out, until="lowrank") == ["lowrank"]
+
+
+def test_an_unknown_stage_is_refused(tiny_recipe, tmp_path):
+    with pytest.raises(UsageError, match="one of: dense, plan, lowrank"):
+        ran(tiny_recipe(), tmp_path / "run", until="nonsense")
 
 
 @pytest.mark.slow

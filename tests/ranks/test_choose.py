@@ -1,10 +1,12 @@
+from itertools import product
+
 import numpy as np
 import pytest
 
 from lrd_deploy.errors import InputError, UsageError
 from lrd_deploy.models.layer import Layer
 from lrd_deploy.ranks.choose import plan_ranks
-from lrd_deploy.ranks.latency import latency_candidates
+from lrd_deploy.ranks.latency import Candidate, choose_by_latency, latency_candidates
 from lrd_deploy.recipe import EnergyRank, LatencyRank, UniformRank
 from lrd_deploy.records import SVD, KeepDense, LayerSignature, RankPlan, Tucker2
 
@@ -143,3 +145,37 @@ def test_a_target_out_of_reach_says_how_far_the_candidates_go():
 def test_a_plan_survives_json():
     plan = plan_ranks([conv(64)], LatencyRank(target_speedup=1.5), Scripted())
     assert RankPlan.model_validate_json(plan.to_json()) == plan
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_choice_is_the_best_of_all_combinations(seed):
+    random = np.random.default_rng(seed)
+    policy = LatencyRank(target_speedup=1.6, max_parameters=0.8)
+    options = [
+        [
+            Candidate(KeepDense(), 1.0, 0.0, 100),
+            *(Candidate(SVD(rank=n), *random.uniform(0.2, 1.2, 2), int(random.integers(20, 120))) for n in (1, 2, 3)),
+        ]
+        for _ in range(4)
+    ]
+    allowed = [
+        sum(candidate.squared_error for candidate in combination)
+        for combination in product(*options)
+        if sum(candidate.latency_ms for candidate in combination) <= 4 / 1.6
+        and sum(candidate.parameters for candidate in combination) <= 0.8 * 400
+    ]
+    chosen = choose_by_latency(options, policy)
+    assert sum(candidate.squared_error for candidate in chosen) == pytest.approx(min(allowed))
+
+
+def test_a_layer_that_runs_often_counts_as_often():
+    often = Layer("a", conv(64).signature, conv(64).weight, calls=3)
+    once, thrice = (plan_ranks([layer], LatencyRank(target_speedup=1.5), Scripted()) for layer in (conv(64), often))
+    assert thrice.dense_macs == 3 * once.dense_macs
+    assert thrice.layers[0].dense_latency_ms == pytest.approx(3 * once.layers[0].dense_latency_ms)
+    assert thrice.dense_parameters == once.dense_parameters
+
+
+def test_latency_rank_without_latencies_is_refused():
+    with pytest.raises(UsageError, match="no source of latencies"):
+        plan_ranks([conv(64)], LatencyRank(target_speedup=1.5))

@@ -1,4 +1,5 @@
 import numpy as np
+import onnx
 import pytest
 from onnx.reference import ReferenceEvaluator
 
@@ -93,3 +94,27 @@ def test_only_the_named_chains_are_merged():
 def test_the_merged_node_carries_the_layers_name():
     merged, _, _ = apply_rules(model(DOWN, UP, weights=PAIR), [MergeFactors()])
     assert [node.name for node in merged.graph.node] == ["fc"]
+
+
+def test_layers_with_similar_names_are_merged_side_by_side():
+    graph = model(
+        '["attn.q_down"] p = Gemm <transB=1> (x, a)',
+        '["attn.q_up"] y = Gemm <transB=1> (p, b)',
+        '["attn.v_down"] q = Gemm <transB=1> (x, a)',
+        '["attn.v_up"] z = Gemm <transB=1> (q, b)',
+        '["attn.q_down + attn.q_up"] w = Relu (y)',
+        outputs="float[batch,4] w, float[batch,4] z",
+        weights=PAIR,
+    )
+    merged, applied, _ = apply_rules(graph, [MergeFactors()])
+    assert len(applied) == 2
+    names = [node.name for node in merged.graph.node]
+    assert len(set(names)) == len(names) == 3
+
+
+def test_padding_by_auto_pad_counts_as_padding():
+    graph = conv_pair(first_bias=True, pads="0,0,0,0")
+    del graph.graph.node[1].attribute[:]
+    graph.graph.node[1].attribute.append(onnx.helper.make_attribute("auto_pad", "SAME_UPPER"))
+    _, _, skipped = apply_rules(graph, [MergeFactors()])
+    assert "which the padding of 'c.core' would cut" in skipped[0].reason

@@ -1,4 +1,5 @@
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -129,3 +130,56 @@ def test_a_new_weight_never_takes_the_name_of_another_tensor():
 def test_nothing_is_printed(capfd):
     apply_rules(model(DOWN, UP, weights=PAIR), [PadRank(4)])
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("attribute", ["alpha=0.5", "beta=0.5", "transA=1"])
+def test_a_last_gemm_that_scales_or_transposes_is_refused_too(attribute):
+    up = f'["fc.up"] y = Gemm <transB=1, {attribute}> (h, b, c)'
+    graph = model(DOWN, up, weights=(*PAIR, ("c", (4,))))
+    assert refusals(graph) == ["'fc.up' scales or transposes its input"]
+
+
+@pytest.mark.parametrize("shape", [(1,), (1, 3)])
+def test_a_bias_that_broadcasts_is_refused(shape):
+    graph = model(DOWN.replace("(x, a)", "(x, a, c)"), UP, weights=(*PAIR, ("c", shape)))
+    assert refusals(graph) == ["the bias of 'fc.down' is no constant with one value per channel"]
+
+
+def test_a_bias_that_is_computed_is_refused():
+    graph = model('["r"] c = Relu (z)', DOWN.replace("(x, a)", "(x, a, c)"), UP,
+                  inputs="float[batch,4] x, float[3] z", weights=PAIR)  # fmt: skip
+    assert refusals(graph) == ["the bias of 'fc.down' is no constant with one value per channel"]
+
+
+def test_a_follower_inside_an_if_body_is_no_factor():
+    text = """<ir_version: 10, opset_import: ["" : 20]> g (float[2,4] x, bool flag) => (float[2,4] y)
+        <float[3,4] a = {1,2,3,4,5,6,7,8,9,10,11,12}, float[4,3] b = {1,0,0,0,1,0,0,0,1,1,1,1}> {
+        ["fc.down"] h = Gemm <transB=1> (x, a)
+        y = If (flag) <
+            then_branch = t () => (float[2,4] y1) { ["fc.up"] y1 = Gemm <transB=1> (h, b) },
+            else_branch = e () => (float[2,4] y2) { y2 = Relu (x) }> }"""
+    assert refusals(onnx.parser.parse_model(text)) == []
+
+
+def test_weights_that_a_caller_may_override_are_refused():
+    graph = model(DOWN, UP, weights=PAIR)
+    graph.graph.input.append(onnx.helper.make_tensor_value_info("a", onnx.TensorProto.FLOAT, [3, 4]))
+    with pytest.raises(InputError, match="initializers that are graph inputs too, such as 'a'"):
+        apply_rules(graph, [PadRank(4)])
+
+
+def test_version_and_domain_of_the_model_survive():
+    graph = model(DOWN, UP, weights=PAIR)
+    graph.model_version, graph.domain = 7, "org.example"
+    after, _, _ = apply_rules(graph, [PadRank(4)])
+    assert (after.model_version, after.domain, after.ir_version) == (7, "org.example", 10)
+
+
+def test_weights_of_a_type_that_numpy_does_not_have_are_refused():
+    graph = model(DOWN, UP, weights=PAIR)
+    for tensor in graph.graph.initializer:
+        values = onnx.numpy_helper.to_array(tensor)
+        tensor.CopyFrom(onnx.helper.make_tensor(tensor.name, onnx.TensorProto.BFLOAT16, tensor.dims, values.ravel()))
+    for value in (*graph.graph.input, *graph.graph.output):
+        value.type.tensor_type.elem_type = onnx.TensorProto.BFLOAT16
+    assert refusals(graph) == ["the weight of 'fc.down' is bfloat16, which this rule does not handle"]

@@ -5,10 +5,9 @@ import torch
 from torch import nn
 
 from lrd_deploy.decompose.layers import SVDLinear, Tucker2Conv2d
-from lrd_deploy.errors import UsageError
-from lrd_deploy.recipe.settings import NoFreezing, RegularFreezing, SequentialFreezing, Training
+from lrd_deploy.recipe.settings import FineTuning, NoFreezing, RegularFreezing, SequentialFreezing, Training
 from lrd_deploy.records import SVD, Tucker2
-from lrd_deploy.train.freezing import check_schedule, freeze_, frozen_group, phases
+from lrd_deploy.train.freezing import freeze_, frozen_group, phases
 from lrd_deploy.train.loop import make_optimizer
 
 
@@ -40,9 +39,9 @@ def test_phases_are_the_groups_that_a_schedule_freezes(freezing):
 
 
 def test_a_period_in_which_one_group_never_learns_is_refused():
-    with pytest.raises(UsageError, match="a period of 3 in 3 epochs: group B would never learn"):
-        check_schedule(SequentialFreezing(period=3), 3)
-    check_schedule(SequentialFreezing(period=3), 4)
+    with pytest.raises(ValueError, match="a period of 3 needs more than 3 epochs, or group B would never learn"):
+        FineTuning(epochs=3, learning_rate=0.1, freezing=SequentialFreezing(period=3))
+    FineTuning(epochs=4, learning_rate=0.1, freezing=SequentialFreezing(period=3))
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
@@ -91,3 +90,11 @@ def test_momentum_buffers_from_the_start_step_as_lazy_ones_do():
             take_steps(model, optimizer, 1)
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_freezing_drops_a_gradient_that_is_there():
+    model = lowrank_model()
+    model(torch.randn(4, 3, 6, 6)).sum().backward()
+    freeze_(model, "B")
+    assert model[0].core.weight.grad is None
+    assert model[0].first.weight.grad is not None

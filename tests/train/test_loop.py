@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -8,7 +10,7 @@ from lrd_deploy.errors import InputError, TrainingDiverged
 from lrd_deploy.models.data import Data
 from lrd_deploy.recipe.settings import FineTuning, SequentialFreezing, Training
 from lrd_deploy.records import SVD
-from lrd_deploy.train.loop import TrainingJob, accuracy, learning_rate_at, train
+from lrd_deploy.train.loop import TrainingJob, accuracy, learning_rate_at, make_optimizer, train, training_step
 
 
 def data(seed=0, classes=2):
@@ -100,3 +102,34 @@ def test_the_learning_rate_warms_up_and_ends_near_zero():
     assert max(rates) == rates[9] == rates[10] == pytest.approx(1.0)
     assert rates[10:] == sorted(rates[10:], reverse=True)
     assert rates[-1] < 0.001
+
+
+def test_a_loader_with_its_own_generator_resumes_alike(tmp_path):
+    def with_generator(folder):
+        made = job(folder)
+        loader = DataLoader(made.data.train.dataset, 16, shuffle=True, generator=torch.Generator().manual_seed(9))
+        return replace(made, data=Data(loader, made.data.test))
+
+    whole, resumed = with_generator(tmp_path / "whole"), with_generator(tmp_path / "cut")
+    train(whole)
+    with pytest.raises(Killed):
+        train(with_generator(tmp_path / "cut"), KilledAt(15))
+    train(resumed)
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, resumed.model.state_dict()[name]), name
+
+
+def one_step(**changes):
+    torch.manual_seed(0)
+    model = nn.Linear(6, 2)
+    settings = Training(epochs=1, learning_rate=1.0, weight_decay=0.0, momentum=0.0, **changes)
+    before = model.weight.detach().clone()
+    batch = (10 * torch.randn(8, 6), torch.randint(2, (8,)))
+    loss = training_step(model, make_optimizer(model, settings), batch, settings)
+    return loss.item(), (model.weight.detach() - before).norm().item()
+
+
+def test_clipping_bounds_the_step_and_smoothing_changes_the_loss():
+    loss, moved = one_step()
+    assert one_step(clip_norm=0.01)[1] <= 0.01 < moved
+    assert one_step(label_smoothing=0.2)[0] != loss
