@@ -20,12 +20,19 @@ def storage_errors(doing: str, path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as exc:
+        accepted, remedy = _advice(doing, exc)
         raise StorageError(
-            f"{doing} '{path}'",
-            found=exc.strerror or str(exc),
-            accepted="a folder on a disk with room, which this user may read and write",
-            remedy="choose another path, mend its permissions, or free space",
+            f"{doing} '{path}'", found=exc.strerror or str(exc), accepted=accepted, remedy=remedy
         ) from exc
+
+
+def _advice(doing: str, exc: OSError) -> tuple[str, str]:
+    if doing == "reading" and not isinstance(exc, PermissionError):
+        return "a file that exists", "check the path; a relative one starts from the current folder"
+    return (
+        "a path on a disk with room, which this user may read and write",
+        "choose another path, mend its permissions, or free space",
+    )
 
 
 def write_whole(path: Path, write: Callable[[Path], None]) -> Path:

@@ -173,11 +173,15 @@ class Epoch(Record):
 
 
 class TrainedModel(Record):
-    """Weights on disk, how they came about, and how good they are on the test data."""
+    """Weights on disk, how they came about, and how good they are on the test data.
+
+    `chance` is the accuracy of always answering the most frequent label.
+    """
 
     weights: Path
     sha256: str
     accuracy: float
+    chance: float
     accuracy_before: float | None
     parameters: int
     epochs: tuple[Epoch, ...]

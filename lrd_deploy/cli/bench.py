@@ -24,12 +24,13 @@ def bench(
     from lrd_deploy.bench.compare import compare
     from lrd_deploy.cli.console import ConsoleObserver, show
     from lrd_deploy.engines.inputs import random_batches, stored_batches
+    from lrd_deploy.engines.verify import check_same_inputs
     from lrd_deploy.export.onnx_file import read_model
     from lrd_deploy.files import write_text
     from lrd_deploy.recipe.settings import Bench
     from lrd_deploy.report.terminal import comparison_table
 
-    read_model(candidate)
+    check_same_inputs(read_model(base), read_model(candidate))
     arrays = (stored_batches(inputs, [batch]) if inputs else random_batches(base, [batch]))[0]
     settings = Bench(batch=batch, threads=threads, launches=4 if quick else 8)
     with ConsoleObserver() as observer:

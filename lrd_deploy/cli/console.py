@@ -57,8 +57,10 @@ class ConsoleObserver:
         self._console.print(f"{stage.replace('_', ' '):15} {how}", markup=False)
 
     def progress(self, what: str, done: int, total: int) -> None:
-        """Moves the bar; a new `what` gets a new one."""
+        """Moves the bar; a new `what` gets a new one. Without a terminal, a line when it is done."""
         if self._bars is None:
+            if done == total:
+                self._console.print(f"  {what}", markup=False)
             return
         if what != self._what or self._task is None:
             self._clear()

@@ -6,6 +6,7 @@ Exit codes: 0 done or passed · 1 a check failed · 2 usage, bad input, a missin
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -83,6 +84,10 @@ def exit_code(arguments: list[str]) -> int:
     except BrokenPipeError:  # the reader of a pipe had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
+    except OSError as problem:  # a full disk under stdout; files of ours raise StorageError
+        with contextlib.suppress(OSError):
+            print(f"lrd-deploy: writing the output: {problem.strerror}", file=sys.stderr)  # noqa: T201
+        return 2
     except Exception as problem:
         return _told(problem)
     if code == _INTERRUPTED:  # typer turns Ctrl-C within a verb into this code

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from lrd_deploy.models.source import logits
 from lrd_deploy.records import ExportedModel
 
 INPUT, OUTPUT = "images", "logits"
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def export_onnx(model: nn.Module, example: Tensor, path: Path, *, opset: int) -> ExportedModel:
@@ -86,7 +88,7 @@ def _exported(model: nn.Module, example: Tensor, opset: int) -> ModelProto:
         except Exception as exc:  # the exporter raises whatever its many parts raise
             raise InputError(
                 f"exporting {type(model.module).__name__} to ONNX",
-                found=" ".join(str(exc).split())[:400],
+                found=" ".join(_COLOURS.sub("", str(exc)).split())[:400],
                 accepted="a model that torch.export can trace with a dynamic batch",
                 remedy="try torch.export.export on the model to see where it stops",
             ) from exc
@@ -100,7 +102,8 @@ def _quiet_exporter() -> Iterator[None]:
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        silenced = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
+        with warnings.catch_warnings(), silenced[0], silenced[1]:
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -139,7 +140,7 @@ def call_factory(reference: str, arguments: Mapping[str, Any]) -> Any:
         raise UsageError(
             f"calling 'python:{reference}'",
             found=f"{type(exc).__name__}: {_first_line(exc)}",
-            accepted=f"a factory that takes ({', '.join(arguments) or 'no arguments'}) and returns",
+            accepted=f"a call that fits {factory.__name__}{inspect.signature(factory)} and returns",
             remedy="correct 'arguments' in the recipe, or the factory",
         ) from exc
 
@@ -179,7 +180,7 @@ def _from_python(source: PythonModel) -> nn.Module:
     if not isinstance(module, nn.Module):
         raise InputError(
             f"building the model with 'python:{source.python}'",
-            found=f"a {type(module).__name__}",
+            found=f"an object of type {type(module).__name__}",
             accepted="a torch.nn.Module",
             remedy="return the module from the factory",
         )
@@ -209,6 +210,13 @@ def _from_pretrained(name: str) -> nn.Module:
 
     doing = f"loading the transformers model '{name}'"
     folder = Path(name)
+    if name.startswith((".", "/", "~")) and not folder.is_dir():
+        raise UsageError(
+            doing,
+            found="no such folder",
+            accepted="a folder made by save_pretrained, or a name on the hub such as org/model",
+            remedy="check the path; a relative path starts from the recipe's folder",
+        )
     if folder.is_dir() and not list(folder.glob("*.safetensors")):
         raise InputError(
             doing,

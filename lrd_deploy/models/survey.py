@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from fnmatch import fnmatchcase
 
-import torch
 from torch import Tensor, nn
 
 from lrd_deploy.errors import InputError
+from lrd_deploy.models.fit import run_once
 from lrd_deploy.models.layer import Layer
-from lrd_deploy.models.source import logits
 from lrd_deploy.records import LayerSignature
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -81,7 +80,6 @@ def _weighted(model: nn.Module) -> list[tuple[str, nn.Module]]:
     return [(name, module) for name, module in model.named_modules() if isinstance(module, kinds)]
 
 
-@torch.no_grad()
 def _inputs_by_layer(model: nn.Module, example: Tensor) -> dict[str, list[tuple[int, ...]]]:
     """Shapes of every layer's input, a list per layer because a layer may run more than once."""
     shapes: dict[str, list[tuple[int, ...]]] = {}
@@ -93,19 +91,9 @@ def _inputs_by_layer(model: nn.Module, example: Tensor) -> dict[str, list[tuple[
             shapes.setdefault(name, []).append(tuple(x.shape))
 
         handles.append(module.register_forward_pre_hook(record, with_kwargs=True))
-    modes = {module: module.training for module in model.modules()}
     try:
-        logits(model.eval(), example)
-    except (RuntimeError, ValueError, TypeError, IndexError) as exc:
-        raise InputError(
-            f"running {type(model).__name__} on an input of shape {tuple(example.shape)}",
-            found=" ".join(str(exc).split())[:300],
-            accepted="data of the shape and type that the model takes",
-            remedy="make the data and the model section of the recipe fit each other",
-        ) from exc
+        run_once(model, example)
     finally:
-        for module, training in modes.items():
-            module.training = training
         for handle in handles:
             handle.remove()
     return shapes

@@ -117,6 +117,17 @@ def _reported(work: Workspace, result: RunResult) -> RunResult:
     return RunResult(**{**vars(result), "record": record})
 
 
+def _warnings(result: RunResult) -> tuple[str, ...]:
+    refused = (f"{what}: {reason}" for what, reason in result.built.refused.items())
+    dense, untrained = result.dense, ()
+    if dense.accuracy <= 1.2 * dense.chance:
+        untrained = (
+            f"the dense model is right in {dense.accuracy:.1%} of the test data, and always answering the most "
+            f"frequent label would be in {dense.chance:.1%}: give its trained 'weights', or a section 'dense'",
+        )
+    return (*untrained, *result.comparison.warnings, *refused)
+
+
 def _record(work: Workspace, result: RunResult) -> RunRecord:
     dense, lowrank, plan, comparison = result.dense, result.lowrank, result.plan, result.comparison
     kept = sum(isinstance(layer.choice, KeepDense) for layer in plan.layers)
@@ -134,7 +145,7 @@ def _record(work: Workspace, result: RunResult) -> RunRecord:
         predicted_speedup=plan.predicted_speedup,
         seconds=sum(work.seconds.values()),
         stages=work.seconds,
-        warnings=(*comparison.warnings, *(f"{what}: {reason}" for what, reason in result.built.refused.items())),
+        warnings=_warnings(result),
         artifacts={
             "dense_onnx": Path("dense.onnx"),
             "lowrank_onnx": Path("lowrank.onnx"),

@@ -78,6 +78,7 @@ def build_data(work: Workspace) -> Data:
 def _make_dense(work: Workspace, key: str) -> tuple[TrainedModel, list[Path]]:
     from accelerate.utils import set_seed
 
+    from lrd_deploy.models.fit import check_fit
     from lrd_deploy.models.source import load_model, make_importable
 
     recipe = work.recipe
@@ -85,6 +86,7 @@ def _make_dense(work: Workspace, key: str) -> tuple[TrainedModel, list[Path]]:
     data = build_data(work)
     set_seed(recipe.seed)  # new weights are random, and the same every time
     loaded = load_model(recipe.model)
+    check_fit(loaded.module, data)
     if loaded.trained or recipe.dense is None:
         return _stored(work, "dense", loaded.module, data)
     epochs = _trained(work, work.scratch("dense", key), loaded.module, data, recipe.dense)
@@ -156,7 +158,7 @@ def _stored(
     accuracy_before: float | None = None,
 ) -> tuple[TrainedModel, list[Path]]:
     from lrd_deploy.models.source import save_weights
-    from lrd_deploy.train.loop import accuracy
+    from lrd_deploy.train.loop import accuracy, chance
 
     weights = work.path(stage, _WEIGHTS)
     write_whole(weights, lambda target: save_weights(model, target))
@@ -164,6 +166,7 @@ def _stored(
         weights=weights.relative_to(work.folder),
         sha256=sha256_of(weights),
         accuracy=accuracy(model, data),
+        chance=chance(data),
         accuracy_before=accuracy_before,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         epochs=epochs,

@@ -73,7 +73,7 @@ def load_recipe(name_or_path: str) -> Recipe:
     """
     path = Path(name_or_path)
     if path.suffix in {".yaml", ".yml"} or path.is_file():
-        return parse_recipe(read_bytes(path).decode(errors="replace"), source=str(path), folder=path.parent)
+        return parse_recipe(_decoded(path), source=str(path), folder=path.parent)
     known = builtin_recipes()
     if name_or_path in known:
         return parse_recipe(known[name_or_path], source=name_or_path, folder=None)
@@ -84,6 +84,18 @@ def load_recipe(name_or_path: str) -> Recipe:
         accepted=f"a path to a .yaml file, or one of: {', '.join(known)}",
         remedy=f"did you mean '{nearest[0]}'?" if nearest else "check the spelling",
     )
+
+
+def _decoded(path: Path) -> str:
+    try:
+        return read_bytes(path).decode()
+    except UnicodeDecodeError as exc:
+        raise UsageError(
+            f"reading the recipe '{path}'",
+            found=f"the byte 0x{exc.object[exc.start]:02x} at position {exc.start}",
+            accepted="UTF-8 text",
+            remedy="save the file as UTF-8",
+        ) from exc
 
 
 def builtin_recipes() -> dict[str, str]:

@@ -79,7 +79,7 @@ class TransformersConfig(Settings):
     @field_validator("weights")
     @classmethod
     def _resolve(cls, value: Path | None, info: ValidationInfo) -> Path | None:
-        return Path(_beside_recipe(str(value), info)) if value else None
+        return Path((info.context or {}).get("folder") or ".", value).resolve() if value else None
 
 
 class TransformersPretrained(Settings):
@@ -107,7 +107,7 @@ class PythonModel(Settings):
     @field_validator("weights")
     @classmethod
     def _resolve(cls, value: Path | None, info: ValidationInfo) -> Path | None:
-        return Path(_beside_recipe(str(value), info)) if value else None
+        return Path((info.context or {}).get("folder") or ".", value).resolve() if value else None
 
 
 def _model_tag(value: Any) -> str:

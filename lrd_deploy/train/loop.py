@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from lrd_deploy.errors import InputError, TrainingDiverged
 from lrd_deploy.models.data import Data, batches
+from lrd_deploy.models.fit import check_labels
 from lrd_deploy.models.source import logits
 from lrd_deploy.observer import Observer, SilentObserver
 from lrd_deploy.recipe.settings import FineTuning, Training
@@ -77,7 +78,9 @@ def accuracy(model: nn.Module, data: Data) -> float:
     right, total, classes = 0, 0, set()
     for inputs, labels in batches(data.test):
         labels = labels.to(device)
-        right += int((logits(model, inputs.to(device)).argmax(-1) == labels).sum())
+        output = logits(model, inputs.to(device))
+        check_labels(labels, output.shape[-1], "the test data")
+        right += int((output.argmax(-1) == labels).sum())
         total += len(labels)
         classes.update(labels.unique().tolist())
     model.train(was_training)
@@ -89,6 +92,12 @@ def accuracy(model: nn.Module, data: Data) -> float:
             remedy="shuffle before splitting, or choose another test set",
         )
     return right / total
+
+
+def chance(data: Data) -> float:
+    """Returns the accuracy of always answering the most frequent label of the test data."""
+    labels = torch.cat([labels.cpu() for _, labels in batches(data.test)])
+    return float(labels.unique(return_counts=True)[1].max() / len(labels))
 
 
 def make_optimizer(model: nn.Module, settings: Training) -> torch.optim.Optimizer:
@@ -223,7 +232,13 @@ def training_step(
 
 
 def training_loss(model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, settings: Training) -> torch.Tensor:
-    """Returns the mean cross-entropy of one batch."""
+    """Returns the mean cross-entropy of one batch.
+
+    Raises:
+        InputError: a label is no class of the model.
+    """
     if settings.channels_last and inputs.ndim == 4:
         inputs = inputs.contiguous(memory_format=torch.channels_last)
-    return cross_entropy(logits(model, inputs), labels, label_smoothing=settings.label_smoothing)
+    output = logits(model, inputs)
+    check_labels(labels, output.shape[-1], "the training data")
+    return cross_entropy(output, labels, label_smoothing=settings.label_smoothing)

@@ -263,3 +263,22 @@ def test_a_broken_backend_is_told_by_doctor(call, monkeypatch, tmp_path):
     code, out, _ = call("doctor", "--json")
     assert code == 0
     assert "libnvinfer" in json.loads(out)["backends"]["tensorrt"]["detail"]
+
+
+def test_models_with_different_inputs_are_told_apart(call, factors, tmp_path):
+    onnx.save(
+        layer_graph(LayerSignature(kind="linear", in_channels=9, out_channels=16), KeepDense()), tmp_path / "b.onnx"
+    )
+    for verb in ("verify", "bench"):
+        assert refused(call(verb, factors, tmp_path / "b.onnx"), "x float32[batch, 16] and x float32[batch, 9]")
+
+
+def test_a_recipe_that_is_not_utf_8_is_told(call, tiny_recipe):
+    path = tiny_recipe()
+    path.write_bytes(path.read_bytes() + b"# caf\xe9")
+    assert refused(call("plan", path), "the byte 0xe9", "save the file as UTF-8")
+
+
+def test_weights_that_are_not_there_are_told_with_the_path_looked_in(call, tiny_recipe, tmp_path):
+    path = tiny_recipe(model={"python": "json:loads", "weights": "nope.safetensors"})
+    assert refused(call("plan", path, "--out", tmp_path / "o"), str(tmp_path / "nope.safetensors"), "check the path")

@@ -1,10 +1,12 @@
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
 from lrd_deploy.errors import InputError, UsageError
-from lrd_deploy.models.data import batches, load_data
+from lrd_deploy.models.data import Data, batches, load_data
+from lrd_deploy.models.fit import check_fit
 from lrd_deploy.models.source import load_model, load_weights_, logits, make_importable, save_weights
 from lrd_deploy.recipe.settings import (
     Digits,
@@ -106,7 +108,7 @@ def test_a_python_factory_makes_the_model_with_its_arguments(module_file):
     [
         ("def other(): pass", UsageError, "no function 'make' in .* one of: other"),
         ("import not_a_package_at_all", UsageError, "No module named 'not_a_package_at_all'"),
-        ("def make(): return 3", InputError, r"a int; a torch\.nn\.Module"),
+        ("def make(): return 3", InputError, r"an object of type int; a torch\.nn\.Module"),
         ("def make(a): return 3", UsageError, "missing 1 required positional argument"),
         (
             "import torch\ndef make():\n m = torch.nn.Linear(2, 2); m.weight.data[0, 0] = float('nan'); return m",
@@ -158,3 +160,36 @@ def test_an_output_without_logits_is_refused():
 
     with pytest.raises(InputError, match="an output of type dict without logits"):
         logits(Odd(), torch.zeros(1))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "labels", "match"),
+    [
+        (torch.zeros(4, 3), torch.zeros(4, dtype=torch.long), r"shape \(4, 3\), torch.float32: .*; data of the shape"),
+        (torch.zeros(4, 2, dtype=torch.float64), torch.zeros(4, dtype=torch.long), r"torch.float64"),
+        (torch.zeros(4, 2), torch.zeros(4), r"labels of torch.float32; class numbers"),
+        (torch.zeros(4, 2), torch.tensor([0, 1, 2, 5]), r"labels from 0 to 5; 0 to 2, as the model has 3 outputs"),
+        (torch.zeros(4, 2), torch.tensor([0, 1, -1, 2]), r"labels from -1 to 2"),
+        (torch.full((4, 2), torch.nan), torch.zeros(4, dtype=torch.long), "inputs that are NaN or infinite"),
+        (np.zeros((4, 2), np.float32), np.zeros(4), "inputs of type ndarray; torch tensors"),
+    ],
+)
+def test_data_that_does_not_fit_the_model_is_told(inputs, labels, match):
+    with pytest.raises(InputError, match=match):
+        check_fit(nn.Linear(2, 3), Data([(inputs, labels)], [(inputs, labels)]))
+
+
+def test_an_output_that_is_no_logits_per_sample_is_told():
+    batch = (torch.zeros(4, 5, 2), torch.zeros(4, dtype=torch.long))
+    with pytest.raises(InputError, match=r"the model's output: shape \(4, 5, 3\); \(4, classes\)"):
+        check_fit(nn.Linear(2, 3), Data([batch], [batch]))
+
+
+def test_a_model_of_two_inputs_is_told():
+    class Two(nn.Module):
+        def forward(self, x, y):
+            return x + y
+
+    batch = (torch.zeros(4, 2), torch.zeros(4, dtype=torch.long))
+    with pytest.raises(InputError, match="a model that takes one tensor"):
+        check_fit(Two(), Data([batch], [batch]))

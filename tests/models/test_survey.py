@@ -120,5 +120,7 @@ def test_calls_are_counted():
 
 
 def test_data_that_does_not_fit_the_model_is_told():
-    with pytest.raises(InputError, match=r"an input of shape \(1, 3, 6, 6\): .* data of the shape and type"):
+    with pytest.raises(
+        InputError, match=r"an input of shape \(1, 3, 6, 6\), torch.float32: .* data of the shape and type"
+    ):
         survey(nn.Sequential(nn.Conv2d(4, 4, 1)), torch.randn(1, 3, 6, 6))

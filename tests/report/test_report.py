@@ -58,7 +58,14 @@ def folder(tmp_path):
         for n in (1, 2, 3)
     )
     trained = TrainedModel(
-        weights="w", sha256="0", accuracy=0.98, accuracy_before=0.5, parameters=9, epochs=epochs, trained_here=True
+        weights="w",
+        sha256="0",
+        accuracy=0.98,
+        chance=0.1,
+        accuracy_before=0.5,
+        parameters=9,
+        epochs=epochs,
+        trained_here=True,
     )
     comparison = Comparison(
         base=LATENCY, candidate=LATENCY, speedup=ratio(2.0, 1.9, 2.1), control=ratio(1.0, 0.99, 1.01),

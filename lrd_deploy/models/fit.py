@@ -1,0 +1,84 @@
+"""Does the data fit the model? Asked once, before hours of work rest on the answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lrd_deploy.errors import InputError
+from lrd_deploy.models.data import Data, batches
+from lrd_deploy.models.source import logits
+
+
+def check_fit(model: nn.Module, data: Data) -> None:
+    """Runs the model on the first batch of each split and looks at what goes in and what comes out.
+
+    Raises:
+        InputError: the batch is no pair of tensors, holds NaN or infinity, or the model refuses it; or the labels are
+            no class numbers of the model.
+    """
+    for split in ("train", "test"):
+        inputs, labels = next(iter(batches(getattr(data, split))))
+        _check_tensors(inputs, labels, split)
+        output = run_once(model, inputs)
+        _check_logits(output, labels, split)
+
+
+@torch.no_grad()
+def run_once(model: nn.Module, inputs: Tensor) -> Tensor:
+    """Returns the model's logits in eval mode; every module's mode is as before.
+
+    Raises:
+        InputError: the model refuses these inputs.
+    """
+    modes = {module: module.training for module in model.modules()}
+    try:
+        return logits(model.eval(), inputs)
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as exc:
+        raise InputError(
+            f"running {type(model).__name__} on an input of shape {tuple(inputs.shape)}, {inputs.dtype}",
+            found=" ".join(str(exc).split())[:300],
+            accepted="data of the shape and type that the model takes, and a model that takes one tensor",
+            remedy="make the data and the model section of the recipe fit each other",
+        ) from exc
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def check_labels(labels: Tensor, classes: int, where: str) -> None:
+    """Raises `InputError` where labels are no numbers of `classes` classes."""
+    lowest, highest = int(labels.min()), int(labels.max())
+    if lowest < 0 or highest >= classes:
+        raise _unfit(
+            where, f"labels from {lowest} to {highest}", f"0 to {classes - 1}, as the model has {classes} outputs"
+        )
+
+
+def _check_tensors(inputs: Any, labels: Any, split: str) -> None:
+    for name, value in (("inputs", inputs), ("labels", labels)):
+        if not isinstance(value, Tensor):
+            raise _unfit(f"the {split} data", f"{name} of type {type(value).__name__}", "torch tensors")
+    if labels.dtype not in (torch.int64, torch.int32, torch.uint8):
+        raise _unfit(f"the {split} data", f"labels of {labels.dtype}", "class numbers, torch.int64")
+    if inputs.is_floating_point() and not torch.isfinite(inputs).all():
+        raise _unfit(f"the {split} data", "inputs that are NaN or infinite", "finite inputs")
+
+
+def _check_logits(output: Tensor, labels: Tensor, split: str) -> None:
+    if output.ndim != 2 or len(output) != len(labels):
+        raise _unfit(
+            "the model's output", f"shape {tuple(output.shape)}", f"({len(labels)}, classes): logits per sample"
+        )
+    check_labels(labels, output.shape[1], f"the {split} data")
+
+
+def _unfit(where: str, found: str, accepted: str) -> InputError:
+    return InputError(
+        f"looking at {where}",
+        found=found,
+        accepted=accepted,
+        remedy="correct the data loaders, or choose another model",
+    )
