@@ -104,7 +104,8 @@ class MeasuredLatency:
                 accepted="JSON lines written by this version",
                 remedy="delete the file to measure again",
             ) from exc
-        return [row for row in rows if self._conditions(row) == self._conditions(self)]
+        wanted = self._conditions()
+        return [row for row in rows if row.model_dump(include=wanted.keys()) == wanted]
 
     def _whole_lines(self) -> list[str]:
         """The lines of the table, without one that was cut short."""
@@ -113,23 +114,18 @@ class MeasuredLatency:
         lines = read_bytes(self.store).decode(errors="replace").splitlines(keepends=True)
         return [line for line in lines if line.endswith("\n")]
 
-    def _conditions(self, source: LatencyRow | MeasuredLatency) -> tuple[str, int, int, str]:
-        if isinstance(source, LatencyRow):
-            return source.backend, source.batch, source.threads, source.fingerprint
-        return source.backend.name, source.batch, source.threads, source.environment.fingerprint
+    def _conditions(self) -> dict[str, object]:
+        """What a row must agree in to be of use here."""
+        return {
+            "backend": self.backend.name,
+            "batch": self.batch,
+            "threads": self.threads,
+            "fingerprint": self.environment.fingerprint,
+        }
 
     def _append(self, signature: LayerSignature, measured: Mapping[Choice, float]) -> None:
-        backend, batch, threads, fingerprint = self._conditions(self)
         rows = [
-            LatencyRow(
-                signature=signature,
-                choice=choice,
-                backend=backend,
-                batch=batch,
-                threads=threads,
-                fingerprint=fingerprint,
-                latency_ms=latency,
-            )
+            LatencyRow(signature=signature, choice=choice, latency_ms=latency, **self._conditions())
             for choice, latency in measured.items()
         ]
         write_text(self.store, "".join(self._whole_lines()) + "".join(row.model_dump_json() + "\n" for row in rows))

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lrd_deploy.engines.artifact import artifact_of
 from lrd_deploy.engines.backend import Arrays, BackendStatus, BuildSettings, SessionSettings
 from lrd_deploy.errors import BackendError
-from lrd_deploy.export.onnx_file import read_model, weight_precision
-from lrd_deploy.files import read_bytes, sha256_of, write_whole
+from lrd_deploy.files import read_bytes, write_whole
 from lrd_deploy.records import EngineArtifact
 
 _PROVIDER = "CPUExecutionProvider"
@@ -36,8 +36,6 @@ class OnnxRuntime:
 
     def build(self, model: Path, engine: Path, settings: BuildSettings) -> EngineArtifact:  # noqa: ARG002, any batch
         """Writes the optimised graph; it takes any batch, and loads only on processors with the same instructions."""
-        import onnxruntime
-
         started = time.perf_counter()
 
         def save_optimised(target: Path) -> None:
@@ -46,17 +44,8 @@ class OnnxRuntime:
             _session(model, options)
 
         write_whole(engine, save_optimised)
-        return EngineArtifact(
-            path=Path(engine.name),
-            sha256=sha256_of(engine),
-            source_sha256=sha256_of(model),
-            backend=self.name,
-            backend_version=onnxruntime.__version__,
-            precision=weight_precision(read_model(model)),
-            target="cpu",
-            build_seconds=time.perf_counter() - started,
-            size_bytes=engine.stat().st_size,
-        )
+        seconds = time.perf_counter() - started
+        return artifact_of(engine, model, self.describe(), target="cpu", seconds=seconds)
 
     def load(self, model: Path, settings: SessionSettings) -> OnnxRuntimeSession:
         """Loads an ONNX file with every graph optimisation on."""

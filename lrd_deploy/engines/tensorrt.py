@@ -13,10 +13,11 @@ from importlib import util
 from pathlib import Path
 from typing import Any
 
+from lrd_deploy.engines.artifact import artifact_of
 from lrd_deploy.engines.backend import BackendStatus, BuildSettings
 from lrd_deploy.errors import BackendError, MissingPackage, UsageError
-from lrd_deploy.export.onnx_file import graph_inputs, read_model, weight_precision
-from lrd_deploy.files import sha256_of, write_bytes
+from lrd_deploy.export.onnx_file import graph_inputs, read_model
+from lrd_deploy.files import write_bytes
 from lrd_deploy.records import EngineArtifact, TensorInfo
 
 # What TensorRT-RTX 1.7 compiles for where no target is named: consumer cards from Ampere to Blackwell.
@@ -53,19 +54,9 @@ class TensorRTBuilder:
         capabilities = settings.compute_capabilities or (_DEFAULT_CAPABILITIES if self._is_rtx else ())
         targets = [_capability(text, trt) for text in capabilities]
         started = time.perf_counter()
-        plan = self._compile(model, settings, targets)
-        write_bytes(engine, plan)
-        return EngineArtifact(
-            path=Path(engine.name),
-            sha256=sha256_of(engine),
-            source_sha256=sha256_of(model),
-            backend=self.name,
-            backend_version=trt.__version__,
-            precision=weight_precision(read_model(model)),
-            target=", ".join(f"compute capability {text}" for text in capabilities) or "this GPU",
-            build_seconds=time.perf_counter() - started,
-            size_bytes=len(plan),
-        )
+        write_bytes(engine, self._compile(model, settings, targets))
+        target = ", ".join(f"compute capability {text}" for text in capabilities) or "this GPU"
+        return artifact_of(engine, model, self.describe(), target=target, seconds=time.perf_counter() - started)
 
     @property
     def _is_rtx(self) -> bool:

@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
+from lrd_deploy.bench.diagnosis import Diagnosis
 from lrd_deploy.records import Comparison, OutputDifference, RankPlan, RewriteReport, RunRecord, TrainedModel
 from lrd_deploy.report.wording import choice_name, comparison_rows, milliseconds, speedup
 
@@ -108,6 +109,19 @@ def comparison_table(comparison: Comparison) -> RenderableType:
         f"A/A control: base against itself {comparison.control.estimate:.3f}",
         *(f"warning: {escape(text)}" for text in comparison.warnings),
     )
+
+
+def diagnosis_table(diagnosis: Diagnosis) -> RenderableType:
+    """The machine, its packages, and what each backend can do."""
+    here = diagnosis.environment
+    rows = [("machine", f"{here.cpu}, {here.cores} cores", f"{here.system}, Python {here.python}")]
+    rows += [("package", name, version) for name, version in here.packages.items()]
+    for status in diagnosis.backends.values():
+        able = [word for word, can in (("builds", status.builds), ("runs", status.runs)) if can]
+        rows.append(
+            ("backend", f"{status.name} {status.version or ''}", f"{' and '.join(able) or 'unusable'}: {status.detail}")
+        )
+    return table(("", "what", "state"), rows)
 
 
 def difference_table(difference: OutputDifference) -> RenderableType:
