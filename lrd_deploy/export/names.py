@@ -42,8 +42,11 @@ def assign_names_(model: ModelProto, *, prefix: str, factorised: Set[str]) -> tu
 
 
 def _rename_initializers_(graph: GraphProto, prefix: str) -> None:
+    taken = {value.name for value in (*graph.input, *graph.output)}  # a parameter may be called like one
     renamed = {
-        tensor.name: tensor.name.removeprefix(prefix) for tensor in graph.initializer if tensor.name.startswith(prefix)
+        tensor.name: short
+        for tensor in graph.initializer
+        if tensor.name.startswith(prefix) and (short := tensor.name.removeprefix(prefix)) not in taken
     }
     for tensor in graph.initializer:
         tensor.name = renamed.get(tensor.name, tensor.name)

@@ -133,3 +133,17 @@ def test_a_file_that_is_no_model_is_refused(exported, tmp_path, damage):
 def test_a_file_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(StorageError, match="No such file"):
         read_model(tmp_path / "none.onnx")
+
+
+def test_a_parameter_may_be_called_like_the_output(tmp_path):
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.logits = nn.Parameter(torch.ones(192))
+            self.modules_a = nn.Linear(192, 4)
+
+        def forward(self, x):
+            return torch.relu(self.modules_a(x.flatten(1) * self.logits))
+
+    export_onnx(Named(), EXAMPLE, tmp_path / "m.onnx", opset=20)
+    assert "modules_a" in {node.name for node in read_model(tmp_path / "m.onnx").graph.node}
