@@ -9,7 +9,7 @@ from google.protobuf.message import DecodeError
 from onnx import ModelProto, TensorProto, ValueInfoProto
 
 from lrd_deploy.errors import InputError
-from lrd_deploy.files import read_bytes, write_bytes, write_text
+from lrd_deploy.files import read_bytes, write_bytes
 from lrd_deploy.records import TensorInfo
 
 _PROTOBUF_LIMIT_BYTES = 2**31 - 1
@@ -63,11 +63,6 @@ def write_model(model: ModelProto, path: Path) -> Path:
             remedy="report this with the model: a valid model was expected here",
         ) from exc
     return write_bytes(path, model.SerializeToString())
-
-
-def write_readable(model: ModelProto, path: Path) -> Path:
-    """Writes a model as ONNX text, which people and `onnx.parser` can read."""
-    return write_text(path, onnx.printer.to_text(model) + "\n")
 
 
 def tensor_info(value: ValueInfoProto) -> TensorInfo:

@@ -76,15 +76,12 @@ def build_data(work: Workspace) -> Data:
 
 
 def _make_dense(work: Workspace, key: str) -> tuple[TrainedModel, list[Path]]:
-    from accelerate.utils import set_seed
-
     from lrd_deploy.models.fit import check_fit
-    from lrd_deploy.models.source import load_model, make_importable
+    from lrd_deploy.models.source import load_model
 
     recipe = work.recipe
-    make_importable(work.recipe_folder)
-    data = build_data(work)
-    set_seed(recipe.seed)  # new weights are random, and the same every time
+    data = build_data(work)  # which makes the recipe's folder importable
+    _seed(work)  # new weights are random, and the same every time
     loaded = load_model(recipe.model)
     check_fit(loaded.module, data)
     if loaded.trained or recipe.dense is None:

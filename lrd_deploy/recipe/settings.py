@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Discriminator,
@@ -64,6 +65,13 @@ def _beside_recipe(value: str, info: ValidationInfo) -> str:
     return value
 
 
+def _from_recipe_folder(value: Path, info: ValidationInfo) -> Path:
+    return Path((info.context or {}).get("folder") or ".", value).resolve()
+
+
+WeightsPath = Annotated[Path, AfterValidator(_from_recipe_folder)]
+
+
 # Where the model comes from ---------------------------------------------------------------------------------------
 
 
@@ -74,12 +82,7 @@ class TransformersConfig(Settings):
     """
 
     transformers: dict[str, Any]
-    weights: Path | None = None
-
-    @field_validator("weights")
-    @classmethod
-    def _resolve(cls, value: Path | None, info: ValidationInfo) -> Path | None:
-        return Path((info.context or {}).get("folder") or ".", value).resolve() if value else None
+    weights: WeightsPath | None = None
 
 
 class TransformersPretrained(Settings):
@@ -102,12 +105,7 @@ class PythonModel(Settings):
 
     python: str = Field(pattern=r"^[\w.]+:\w+$")
     arguments: dict[str, Any] = {}
-    weights: Path | None = None
-
-    @field_validator("weights")
-    @classmethod
-    def _resolve(cls, value: Path | None, info: ValidationInfo) -> Path | None:
-        return Path((info.context or {}).get("folder") or ".", value).resolve() if value else None
+    weights: WeightsPath | None = None
 
 
 def _model_tag(value: Any) -> str:

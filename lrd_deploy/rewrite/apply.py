@@ -46,8 +46,9 @@ def apply_rules(
     named.CopyFrom(model)
     _name_nodes_(named.graph)
     with _quiet_graphsurgeon():
-        changed, applied, skipped = _apply(gs.import_onnx(named), named, rules)
-    return (changed if applied else model), applied, skipped
+        graph = gs.import_onnx(named)
+        applied, skipped = _apply_(graph, rules)
+        return (_exported(graph, named) if applied else model), applied, skipped
 
 
 @contextmanager
@@ -61,9 +62,7 @@ def _quiet_graphsurgeon() -> Iterator[None]:
         G_LOGGER.severity = before
 
 
-def _apply(
-    graph: gs.Graph, model: ModelProto, rules: Sequence[Rule]
-) -> tuple[ModelProto, tuple[Applied, ...], tuple[Skipped, ...]]:
+def _apply_(graph: gs.Graph, rules: Sequence[Rule]) -> tuple[tuple[Applied, ...], tuple[Skipped, ...]]:
     applied: list[Applied] = []
     skipped: list[Skipped] = []
     for rule in rules:
@@ -74,7 +73,7 @@ def _apply(
                 skipped.append(Skipped(rule=rule.name, node=name, reason=reason))
             else:
                 applied.append(Applied(rule=rule.name, node=name, change=rule.rewrite(chain)))
-    return (_exported(graph, model) if applied else model), tuple(applied), tuple(skipped)
+    return tuple(applied), tuple(skipped)
 
 
 def _refuse_overridable_initializers(model: ModelProto) -> None:

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import onnx
 
-from lrd_deploy.export.onnx_file import write_readable
 from lrd_deploy.rewrite.apply import apply_rules
 from lrd_deploy.rewrite.merge_factors import MergeFactors
 from lrd_deploy.rewrite.pad_rank import PadRank
@@ -29,4 +28,4 @@ def rewritten(before: Path) -> onnx.ModelProto:
 
 if __name__ == "__main__":
     for case in CASES:
-        write_readable(rewritten(case), after_path(case))
+        after_path(case).write_text(onnx.printer.to_text(rewritten(case)) + "\n")
