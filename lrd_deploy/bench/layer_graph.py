@@ -9,11 +9,11 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from lrd_deploy.ranks.cost import output_size
-from lrd_deploy.records import SVD, Choice, KeepDense, LayerSignature, Tucker2
+from lrd_deploy.ranks.forms import FactorShape, factor_shapes
+from lrd_deploy.records import Choice, LayerSignature
 
 _OPSET, _IR_VERSION = 20, 10
-Kernel = tuple[int, int]
-Widths = Sequence[tuple[int, int, bool]]  # (in, out, whether this node places the kernel)
+Factors = Sequence[FactorShape]
 
 
 def layer_graph(signature: LayerSignature, choice: Choice) -> ModelProto:
@@ -22,9 +22,9 @@ def layer_graph(signature: LayerSignature, choice: Choice) -> ModelProto:
     The nodes are those that exporting the layer gives: Conv for convolutions, Gemm for a linear layer on vectors,
     MatMul and Add for one on sequences.
     """
-    widths = _widths(signature, choice)
+    factors = factor_shapes(signature.in_channels, signature.out_channels, choice)
     make = _convolutions if signature.kind == "conv2d" else _products
-    nodes, initializers = make(signature, widths)
+    nodes, initializers = make(signature, factors)
     graph = helper.make_graph(
         nodes,
         "layer",
@@ -51,46 +51,41 @@ def _output_shape(signature: LayerSignature) -> tuple[int, ...]:
     return (signature.out_channels, *size) if signature.kind == "conv2d" else (*size, signature.out_channels)
 
 
-def _widths(signature: LayerSignature, choice: Choice) -> Widths:
-    entry, exit_ = signature.in_channels, signature.out_channels
-    match choice:
-        case KeepDense():
-            return [(entry, exit_, True)]
-        case SVD(rank=rank):
-            return [(entry, rank, True), (rank, exit_, False)]
-        case Tucker2(rank_in=rank_in, rank_out=rank_out):
-            return [(entry, rank_in, False), (rank_in, rank_out, True), (rank_out, exit_, False)]
-
-
-def _convolutions(signature: LayerSignature, widths: Widths) -> tuple[list[NodeProto], list[TensorProto]]:
+def _convolutions(signature: LayerSignature, factors: Factors) -> tuple[list[NodeProto], list[TensorProto]]:
     nodes, initializers = [], []
-    for number, (entry, exit_, places) in enumerate(widths):
-        kernel = signature.kernel if places else (1, 1)
-        groups = signature.groups if places else 1
-        initializers.append(_random(f"w{number}", (exit_, entry // groups, *kernel)))
+    for number, factor in enumerate(factors):
+        groups = signature.groups if factor.name == "dense" else 1
+        kernel = _placed(signature.kernel, factor, 1)
+        initializers.append(_random(f"w{number}", (factor.out_channels, factor.in_channels // groups, *kernel)))
         names = [f"v{number}" if number else "x", f"w{number}"]
-        if number == len(widths) - 1:
-            initializers.append(_random("bias", (exit_,)))
+        if number == len(factors) - 1:
+            initializers.append(_random("bias", (factor.out_channels,)))
             names.append("bias")
-        placement = (
-            {
-                "strides": signature.stride,
-                "pads": signature.padding * 2,
-                "dilations": signature.dilation,
-                "group": groups,
-            }
-            if places
-            else {}
+        output = "y" if number == len(factors) - 1 else f"v{number + 1}"
+        nodes.append(
+            helper.make_node(
+                "Conv",
+                names,
+                [output],
+                kernel_shape=kernel,
+                strides=_placed(signature.stride, factor, 1),
+                pads=_placed(signature.padding, factor, 0) * 2,
+                dilations=_placed(signature.dilation, factor, 1),
+                group=groups,
+            )
         )
-        output = "y" if number == len(widths) - 1 else f"v{number + 1}"
-        nodes.append(helper.make_node("Conv", names, [output], kernel_shape=kernel, **placement))
     return nodes, initializers
 
 
-def _products(signature: LayerSignature, widths: Widths) -> tuple[list[NodeProto], list[TensorProto]]:
-    initializers = [_random(f"w{number}", (entry, exit_)) for number, (entry, exit_, _) in enumerate(widths)]
+def _placed(sizes: tuple[int, int], factor: FactorShape, neutral: int) -> tuple[int, ...]:
+    return tuple(size if placed else neutral for size, placed in zip(sizes, factor.places, strict=True))
+
+
+def _products(signature: LayerSignature, factors: Factors) -> tuple[list[NodeProto], list[TensorProto]]:
+    shapes = [(factor.in_channels, factor.out_channels) for factor in factors]
+    initializers = [_random(f"w{number}", shape) for number, shape in enumerate(shapes)]
     initializers.append(_random("bias", (signature.out_channels,)))
-    last = len(widths) - 1
+    last = len(factors) - 1
     operator = "MatMul" if signature.spatial else "Gemm"
     nodes = [helper.make_node(operator, [f"v{n}" if n else "x", f"w{n}"], [f"v{n + 1}"]) for n in range(last)]
     source = f"v{last}" if last else "x"

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from lrd_deploy.decompose.factorize import SVDFactors, Tucker2Factors, svd_factors, tucker2_factors
-from lrd_deploy.records import SVD, Tucker2
+from lrd_deploy.ranks.forms import FactorShape, factor_shapes
+from lrd_deploy.ranks.metric import Metric
+from lrd_deploy.records import SVD, Choice, Tucker2, TwoFactors
 
 FactorGroup = Literal["A", "B"]
 
@@ -30,9 +32,9 @@ class SVDLinear(nn.Module):
         self.up = nn.Linear(choice.rank, like.out_features, bias=like.bias is not None, **_kept_where(like))
 
     @classmethod
-    def from_dense(cls, dense: nn.Linear, choice: SVD) -> SVDLinear:
+    def from_dense(cls, dense: nn.Linear, choice: SVD, metric: Metric | None = None) -> SVDLinear:
         """Returns the closest layer of that rank, on the dense layer's device and in its dtype."""
-        factors = svd_factors(dense.weight.detach().cpu().double().numpy(), choice.rank)
+        factors = svd_factors(_array(dense), choice, metric)
         return _filled(cls(dense, choice), dense, down=factors.down, up=factors.up)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -43,26 +45,25 @@ class SVDLinear(nn.Module):
         """Returns one dense layer with the same output."""
         bias = self.up.bias is not None
         dense = nn.Linear(self.down.in_features, self.up.out_features, bias=bias, **_kept_where(self.up))
-        factors = SVDFactors(_array(self.down), _array(self.up))
-        return _merged(dense, self.up, factors.product())
+        return _merged(dense, self.up, SVDFactors(_array(self.down), _array(self.up)).product())
 
 
 class SVDConv2d(nn.Module):
-    """A 1×1 convolution as two. Stride and padding stay on `down`, where they save the most work."""
+    """A convolution as two: SVD of a 1×1, channel SVD or spatial SVD of a k×k.
+
+    Each axis' kernel, stride, padding and dilation stay on one of the two: see `ranks.forms`.
+    """
 
     groups: ClassVar[dict[str, FactorGroup]] = {"down": "A", "up": "B"}
 
-    def __init__(self, like: nn.Conv2d, choice: SVD) -> None:
+    def __init__(self, like: nn.Conv2d, choice: TwoFactors) -> None:
         super().__init__()
-        where = _kept_where(like)
-        self.down = nn.Conv2d(like.in_channels, choice.rank, 1, bias=False, **_placement(like), **where)
-        self.up = nn.Conv2d(choice.rank, like.out_channels, 1, bias=like.bias is not None, **where)
+        self.down, self.up = _factors(like, choice)
 
     @classmethod
-    def from_dense(cls, dense: nn.Conv2d, choice: SVD) -> SVDConv2d:
-        """Returns the closest layer of that rank, on the dense layer's device and in its dtype."""
-        weight = dense.weight.detach().cpu().double().numpy()[:, :, 0, 0]  # (out, in)
-        factors = svd_factors(weight, choice.rank)
+    def from_dense(cls, dense: nn.Conv2d, choice: TwoFactors, metric: Metric | None = None) -> SVDConv2d:
+        """Returns the closest layer of that form and rank, on the dense layer's device and in its dtype."""
+        factors = svd_factors(_array(dense), choice, metric)
         return _filled(cls(dense, choice), dense, down=factors.down, up=factors.up)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -71,8 +72,8 @@ class SVDConv2d(nn.Module):
 
     def merge(self) -> nn.Conv2d:
         """Returns one dense layer with the same output."""
-        factors = SVDFactors(_array(self.down)[:, :, 0, 0], _array(self.up)[:, :, 0, 0])
-        return _merged(_dense_like(self.down, self.down, self.up), self.up, factors.product()[:, :, None, None])
+        product = SVDFactors(_array(self.down), _array(self.up)).product()
+        return _merged(_dense_like(self.down, self.up), self.up, product)
 
 
 class Tucker2Conv2d(nn.Module):
@@ -82,15 +83,12 @@ class Tucker2Conv2d(nn.Module):
 
     def __init__(self, like: nn.Conv2d, choice: Tucker2) -> None:
         super().__init__()
-        where, placed = _kept_where(like), _placement(like)
-        self.first = nn.Conv2d(like.in_channels, choice.rank_in, 1, bias=False, **where)
-        self.core = nn.Conv2d(choice.rank_in, choice.rank_out, like.kernel_size, bias=False, **placed, **where)
-        self.last = nn.Conv2d(choice.rank_out, like.out_channels, 1, bias=like.bias is not None, **where)
+        self.first, self.core, self.last = _factors(like, choice)
 
     @classmethod
-    def from_dense(cls, dense: nn.Conv2d, choice: Tucker2) -> Tucker2Conv2d:
+    def from_dense(cls, dense: nn.Conv2d, choice: Tucker2, metric: Metric | None = None) -> Tucker2Conv2d:
         """Returns a HOOI approximation with those ranks, on the dense layer's device and in its dtype."""
-        factors = tucker2_factors(dense.weight.detach().cpu().double().numpy(), choice.rank_in, choice.rank_out)
+        factors = tucker2_factors(_array(dense), choice, metric)
         return _filled(cls(dense, choice), dense, first=factors.first, core=factors.core, last=factors.last)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -100,31 +98,58 @@ class Tucker2Conv2d(nn.Module):
     def merge(self) -> nn.Conv2d:
         """Returns one dense layer with the same output."""
         first, core, last = _array(self.first)[:, :, 0, 0], _array(self.core), _array(self.last)[:, :, 0, 0]
-        dense = _dense_like(self.core, self.first, self.last)
-        return _merged(dense, self.last, Tucker2Factors(first, core, last).product())
+        return _merged(
+            _dense_like(self.first, self.core, self.last), self.last, Tucker2Factors(first, core, last).product()
+        )
 
 
 FactorisedLayer = SVDLinear | SVDConv2d | Tucker2Conv2d
 
 
-def _placement(like: nn.Conv2d) -> dict:
-    """Where the kernel is put on the input: everything about a convolution but its channels and kernel."""
-    return {
-        "stride": like.stride,
-        "padding": like.padding,
-        "dilation": like.dilation,
-        "padding_mode": like.padding_mode,
+def _factors(like: nn.Conv2d, choice: Choice) -> list[nn.Conv2d]:
+    """The factors as convolutions with new weights; the last has the bias."""
+    shapes = factor_shapes(like.in_channels, like.out_channels, choice)
+    return [_factor(like, shape, bias=shape is shapes[-1] and like.bias is not None) for shape in shapes]
+
+
+def _factor(like: nn.Conv2d, shape: FactorShape, *, bias: bool) -> nn.Conv2d:
+    placement = {
+        name: _placed(getattr(like, name), shape.places, neutral=1) for name in ("kernel_size", "stride", "dilation")
     }
+    if any(shape.places):
+        # 'same' and 'valid' mean the same along an axis where the kernel is 1.
+        words = isinstance(like.padding, str)
+        padding = like.padding if words else _placed(like.padding, shape.places, neutral=0)
+        placement |= {"padding": padding, "padding_mode": like.padding_mode}
+    return nn.Conv2d(shape.in_channels, shape.out_channels, bias=bias, **placement, **_kept_where(like))
+
+
+def _placed(sizes: tuple[int, int], places: tuple[bool, bool], *, neutral: int) -> tuple[int, ...]:
+    return tuple(size if placed else neutral for size, placed in zip(sizes, places, strict=True))
+
+
+def _dense_like(*factors: nn.Conv2d) -> nn.Conv2d:
+    """A dense convolution that places every axis as the one factor does that places it."""
+    placement = {
+        name: tuple(max(sizes) for sizes in zip(*(getattr(factor, name) for factor in factors), strict=True))
+        for name in ("kernel_size", "stride", "dilation")
+    }
+    words = [factor.padding for factor in factors if isinstance(factor.padding, str)]
+    sizes = zip(*(factor.padding for factor in factors if not isinstance(factor.padding, str)), strict=True)
+    return nn.Conv2d(
+        factors[0].in_channels,
+        factors[-1].out_channels,
+        padding=words[0] if words else tuple(map(max, sizes)),
+        padding_mode=next((factor.padding_mode for factor in factors if factor.padding_mode != "zeros"), "zeros"),
+        bias=factors[-1].bias is not None,
+        **placement,
+        **_kept_where(factors[0]),
+    )
 
 
 def _kept_where(like: nn.Linear | nn.Conv2d) -> dict:
     """The device and dtype of a layer."""
     return {"device": like.weight.device, "dtype": like.weight.dtype}
-
-
-def _dense_like(placed: nn.Conv2d, entry: nn.Conv2d, exit_: nn.Conv2d) -> nn.Conv2d:
-    settings = {"bias": exit_.bias is not None, **_placement(placed), **_kept_where(placed)}
-    return nn.Conv2d(entry.in_channels, exit_.out_channels, placed.kernel_size, **settings)
 
 
 def _array(layer: nn.Linear | nn.Conv2d):  # noqa: ANN202

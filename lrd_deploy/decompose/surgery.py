@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from torch import nn
@@ -10,19 +10,30 @@ from torch import nn
 from lrd_deploy.decompose.layers import FactorisedLayer, SVDConv2d, SVDLinear, Tucker2Conv2d
 from lrd_deploy.errors import InputError, raise_all
 from lrd_deploy.models.source import load_weights_
-from lrd_deploy.records import SVD, Choice, PlannedLayer, RankPlan, Tucker2
+from lrd_deploy.ranks.metric import Metric
+from lrd_deploy.records import SVD, ChannelSVD, Choice, PlannedLayer, RankPlan, SpatialSVD, Tucker2
 
 
-def decompose_(model: nn.Module, plan: RankPlan) -> nn.Module:
+def decompose_(model: nn.Module, plan: RankPlan, metrics: Mapping[str, Metric] | None = None) -> nn.Module:
     """Replaces, in place, every layer that the plan factorises by its closest approximation; returns the model.
 
     Nothing is replaced unless every planned layer is there and fits its choice.
+
+    Args:
+        model: the dense model that the plan was made for.
+        plan: a choice per layer.
+        metrics: weighs the error of the layers that it names by their inputs; see `ranks.metric`.
 
     Raises:
         InputError: a layer is missing, of another shape, or its weight is not finite.
         Problems: several of these.
     """
-    return _replace_planned_(model, plan, lambda form, dense, choice: form.from_dense(dense, choice))
+    metrics = metrics or {}
+
+    def make(form: type[FactorisedLayer], dense: nn.Module, planned: PlannedLayer) -> FactorisedLayer:
+        return form.from_dense(dense, planned.choice, metrics.get(planned.name))
+
+    return _replace_planned_(model, plan, make)
 
 
 def load_lowrank_(model: nn.Module, plan: RankPlan, weights: Path) -> nn.Module:
@@ -32,7 +43,7 @@ def load_lowrank_(model: nn.Module, plan: RankPlan, weights: Path) -> nn.Module:
         InputError: the plan or the weights are of another model.
         StorageError: the weights cannot be read.
     """
-    _replace_planned_(model, plan, lambda form, dense, choice: form(dense, choice))
+    _replace_planned_(model, plan, lambda form, dense, planned: form(dense, planned.choice))
     return load_weights_(model, weights)
 
 
@@ -50,7 +61,7 @@ def factorised_layers(model: nn.Module) -> dict[str, FactorisedLayer]:
 
 
 def _replace_planned_(
-    model: nn.Module, plan: RankPlan, make: Callable[[type[FactorisedLayer], nn.Module, Choice], FactorisedLayer]
+    model: nn.Module, plan: RankPlan, make: Callable[[type[FactorisedLayer], nn.Module, PlannedLayer], FactorisedLayer]
 ) -> nn.Module:
     layers = dict(model.named_modules())
     replacements, problems = {}, []
@@ -59,7 +70,7 @@ def _replace_planned_(
             dense = layers.get(planned.name)
             form = _form(dense, planned.choice)
             _check_shape(dense, planned)
-            replacements[planned.name] = make(form, dense, planned.choice)
+            replacements[planned.name] = make(form, dense, planned)
         except InputError as problem:
             problems.append(_told_of_layer(planned, problem))
     if problems:
@@ -84,12 +95,14 @@ def _form(dense: nn.Module | None, choice: Choice) -> type[FactorisedLayer]:
             return SVDLinear
         case nn.Conv2d(groups=1, kernel_size=(1, 1)), SVD():
             return SVDConv2d
+        case nn.Conv2d(groups=1, kernel_size=kernel), ChannelSVD() | SpatialSVD() if kernel != (1, 1):
+            return SVDConv2d
         case nn.Conv2d(groups=1), Tucker2():
             return Tucker2Conv2d
     raise InputError(
         "choosing a form",
         found=f"'{choice}' for {'no such layer' if dense is None else type(dense).__name__}",
-        accepted="svd for linear and 1×1 layers, tucker2 for k×k convolutions of one group",
+        accepted="svd for linear and 1×1 layers; channel_svd, spatial_svd or tucker2 for k×k convolutions of one group",
         remedy="make the plan again for this model",
     )
 

@@ -98,7 +98,7 @@ def _plan(
 def _planned_by_weight(layer: Layer, policy: UniformRank | EnergyRank) -> PlannedLayer:
     if layer.refusal or layer.signature is None:
         return _kept(layer, layer.refusal or "its size is not known")
-    spectrum = Spectrum.of(layer.weight())
+    spectrum = Spectrum(layer.weight())
     match policy:
         case UniformRank():
             choice, reason = _uniform_choice(layer.signature, policy), f"alpha {policy.alpha:g}"
@@ -196,7 +196,7 @@ def _options(
     if layer.signature is None:
         return [Candidate(KeepDense(), 0.0, 0.0, 0)]
     choices = () if layer.refusal else requests[layer.signature]
-    spectrum = Spectrum.of(layer.weight()) if choices else None
+    spectrum = Spectrum(layer.weight()) if choices else None
     return [
         Candidate(
             choice=choice,

@@ -4,45 +4,51 @@ from __future__ import annotations
 
 from math import prod
 
-from lrd_deploy.records import SVD, Choice, KeepDense, LayerSignature, Tucker2
+from lrd_deploy.ranks.forms import FactorShape, factor_shapes
+from lrd_deploy.records import Choice, KeepDense, LayerSignature
 
 
 def parameters(signature: LayerSignature, choice: Choice) -> int:
     """Returns the number of weights."""
-    s, area = signature, prod(signature.kernel)
-    match choice:
-        case KeepDense():
-            return s.in_channels // s.groups * s.out_channels * area
-        case SVD(rank=rank):
-            return rank * (s.in_channels + s.out_channels)
-        case Tucker2(rank_in=rank_in, rank_out=rank_out):
-            return s.in_channels * rank_in + rank_in * rank_out * area + rank_out * s.out_channels
+    return sum(_weights(signature, factor) for factor in _factors(signature, choice))
 
 
 def macs(signature: LayerSignature, choice: Choice) -> int:
     """Returns the multiply–accumulates for one sample.
 
-    A strided 1×1 pair strides in its first factor; a Tucker-2 `first` runs at the input's resolution.
+    Every factor counts at the size of its own output: a Tucker-2 `first` runs at the input's resolution.
     """
-    s = signature
-    out = prod(output_size(s))
-    match choice:
-        case KeepDense() | SVD():
-            return parameters(s, choice) * out
-        case Tucker2(rank_in=rank_in, rank_out=rank_out):
-            entry = s.in_channels * rank_in * prod(s.spatial)
-            return entry + (rank_in * rank_out * prod(s.kernel) + rank_out * s.out_channels) * out
+    total, size = 0, signature.spatial
+    for factor in _factors(signature, choice):
+        size = _size_after(signature, factor, size)
+        total += _weights(signature, factor) * prod(size)
+    return total
 
 
 def output_size(signature: LayerSignature) -> tuple[int, ...]:
     """Returns the output's spatial size; (tokens,) or () for a linear layer."""
-    s = signature
-    if s.kind == "linear":
-        return s.spatial
-    axes = zip(s.spatial, s.kernel, s.stride, s.padding, s.dilation, strict=True)
-    return tuple((n + 2 * p - d * (k - 1) - 1) // stride + 1 for n, k, stride, p, d in axes)
+    (dense,) = _factors(signature, KeepDense())
+    return _size_after(signature, dense, signature.spatial)
 
 
 def saves_parameters(signature: LayerSignature, choice: Choice) -> bool:
     """True where the factors have fewer weights than the layer."""
     return parameters(signature, choice) < parameters(signature, KeepDense())
+
+
+def _factors(signature: LayerSignature, choice: Choice) -> tuple[FactorShape, ...]:
+    return factor_shapes(signature.in_channels, signature.out_channels, choice)
+
+
+def _weights(signature: LayerSignature, factor: FactorShape) -> int:
+    area = prod(k for k, placed in zip(signature.kernel, factor.places, strict=True) if placed)
+    groups = signature.groups if factor.name == "dense" else 1
+    return factor.in_channels // groups * factor.out_channels * area
+
+
+def _size_after(signature: LayerSignature, factor: FactorShape, size: tuple[int, ...]) -> tuple[int, ...]:
+    s = signature
+    if s.kind == "linear":
+        return size
+    axes = zip(size, s.kernel, s.stride, s.padding, s.dilation, factor.places, strict=True)
+    return tuple((n + 2 * p - d * (k - 1) - 1) // stride + 1 if placed else n for n, k, stride, p, d, placed in axes)

@@ -4,7 +4,7 @@ from torch import nn
 
 from lrd_deploy.decompose.batchnorm import reestimate_batchnorm_
 from lrd_deploy.decompose.layers import SVDConv2d, SVDLinear, Tucker2Conv2d
-from lrd_deploy.records import SVD, Tucker2
+from lrd_deploy.records import SVD, ChannelSVD, SpatialSVD, Tucker2
 from tests.tolerances import sum_tolerance
 
 torch.manual_seed(0)
@@ -34,6 +34,18 @@ def test_tucker2_at_full_rank_gives_the_dense_output_and_merges_back(settings):
     dense = nn.Conv2d(6, 8, 3, **settings)
     x = torch.randn(2, 6, 12, 12)
     layer = Tucker2Conv2d.from_dense(dense, Tucker2(rank_in=6, rank_out=8))
+    assert_same_output(dense, layer, x, length=3 * 54)
+    assert_same_output(layer, layer.merge(), x, length=3 * 54)
+
+
+@pytest.mark.parametrize("settings", CONVOLUTIONS.values(), ids=CONVOLUTIONS)
+@pytest.mark.parametrize(
+    "choice", [ChannelSVD(rank=8), ChannelSVD(rank=6, kernel_on="up"), SpatialSVD(rank=18)], ids=str
+)
+def test_every_pair_at_full_rank_gives_the_dense_output_and_merges_back(choice, settings):
+    dense = nn.Conv2d(6, 8, (3, 3), **settings)
+    x = torch.randn(2, 6, 12, 12)
+    layer = SVDConv2d.from_dense(dense, choice)
     assert_same_output(dense, layer, x, length=3 * 54)
     assert_same_output(layer, layer.merge(), x, length=3 * 54)
 

@@ -6,7 +6,7 @@ from torch import nn
 from lrd_deploy.decompose.layers import SVDConv2d, SVDLinear, Tucker2Conv2d
 from lrd_deploy.models.survey import survey
 from lrd_deploy.ranks.cost import macs, output_size, parameters
-from lrd_deploy.records import SVD, KeepDense, LayerSignature, Tucker2
+from lrd_deploy.records import SVD, ChannelSVD, KeepDense, LayerSignature, SpatialSVD, Tucker2
 
 small = st.integers(1, 6)
 
@@ -40,9 +40,14 @@ def test_counts_are_those_of_the_real_modules(c, s, k, stride, padding):
     dense, x = nn.Conv2d(c, s, k, stride=stride, padding=padding), torch.randn(1, c, 11, 9)
     signature = signature_of(dense, x)
     assert tuple(dense(x).shape[2:]) == output_size(signature)
-    choice = SVD(rank=1) if k == 1 else Tucker2(rank_in=1, rank_out=2)
-    layer = (SVDConv2d if k == 1 else Tucker2Conv2d)(dense, choice)
-    for module, chosen in ((dense, KeepDense()), (layer, choice)):
+    pairs = [ChannelSVD(rank=2), ChannelSVD(rank=2, kernel_on="up"), SpatialSVD(rank=2)]
+    factorised = (
+        [(SVDConv2d(dense, SVD(rank=1)), SVD(rank=1))]
+        if k == 1
+        else [(SVDConv2d(dense, choice), choice) for choice in pairs]
+        + [(Tucker2Conv2d(dense, Tucker2(rank_in=1, rank_out=2)), Tucker2(rank_in=1, rank_out=2))]
+    )
+    for module, chosen in ((dense, KeepDense()), *factorised):
         assert parameters(signature, chosen) == count(module)
         assert macs(signature, chosen) == macs_by_running(module, x)
 

@@ -1,0 +1,66 @@
+"""The frozen records that stages hand to each other and that `--json` prints.
+
+Units are suffixes (`_ms`, `_per_s`), shares lie in [0, 1], and no number is NaN: what was not measured is `None`.
+Paths inside a record are relative to the folder that holds the record.
+"""
+
+from lrd_deploy.records.environment import Environment
+from lrd_deploy.records.graphs import (
+    Applied,
+    EngineArtifact,
+    ExportedModel,
+    NodeOrigin,
+    OutputDifference,
+    RewriteReport,
+    RewrittenModel,
+    Skipped,
+    TensorInfo,
+)
+from lrd_deploy.records.layers import (
+    SVD,
+    ChannelSVD,
+    Choice,
+    KeepDense,
+    LayerSignature,
+    SpatialSVD,
+    Tucker2,
+    TwoFactors,
+)
+from lrd_deploy.records.measurement import Comparison, Latency, Ratio, TrainingSpeedup
+from lrd_deploy.records.plan import PlannedLayer, RankPlan
+from lrd_deploy.records.record import Record
+from lrd_deploy.records.run import Pair, RunRecord
+from lrd_deploy.records.training import Epoch, FrozenGroup, TrainedModel
+
+__all__ = [
+    "SVD",
+    "Applied",
+    "ChannelSVD",
+    "Choice",
+    "Comparison",
+    "EngineArtifact",
+    "Environment",
+    "Epoch",
+    "ExportedModel",
+    "FrozenGroup",
+    "KeepDense",
+    "Latency",
+    "LayerSignature",
+    "NodeOrigin",
+    "OutputDifference",
+    "Pair",
+    "PlannedLayer",
+    "RankPlan",
+    "Ratio",
+    "Record",
+    "RewriteReport",
+    "RewrittenModel",
+    "RunRecord",
+    "Skipped",
+    "SpatialSVD",
+    "TensorInfo",
+    "TrainedModel",
+    "TrainingSpeedup",
+    "Tucker2",
+    "TwoFactors",
+]

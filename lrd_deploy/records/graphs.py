@@ -1,0 +1,103 @@
+"""ONNX files, rewrites and engines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from lrd_deploy.records.record import Record
+
+
+class TensorInfo(Record):
+    """A graph input or output; a symbolic dimension is its name."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+class NodeOrigin(Record):
+    """Where a weighted ONNX node came from: the join key from module to node to engine layer."""
+
+    node: str
+    module: str
+    factor: Literal["dense", "down", "up", "first", "core", "last"]
+    op_type: str
+    weight_shape: tuple[int, ...]
+    weight_sha256: str
+
+
+class OutputDifference(Record):
+    """How far one set of outputs is from another, over all values of all batches tried.
+
+    `passed` when `relative_l2` is at most `tolerance`, which rounding in the given precision explains.
+    """
+
+    max_abs: float
+    relative_l2: float
+    cosine: float
+    top1_agreement: float
+    tolerance: float
+    passed: bool
+    batches: tuple[int, ...]
+
+
+class ExportedModel(Record):
+    """An ONNX file that was re-read and checked after writing; `difference` is against the PyTorch model."""
+
+    path: Path
+    sha256: str
+    opset: int
+    ir_version: int
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    origins: tuple[NodeOrigin, ...]
+    difference: OutputDifference | None = None
+
+
+class Applied(Record):
+    """One rewrite that was done."""
+
+    rule: str
+    node: str
+    change: str
+
+
+class Skipped(Record):
+    """One rewrite that was not done."""
+
+    rule: str
+    node: str
+    reason: str
+
+
+class RewriteReport(Record):
+    """What a list of rules did to a graph. `max_abs_difference` is None until the outputs were compared."""
+
+    path: Path
+    sha256: str
+    modified: bool
+    applied: tuple[Applied, ...]
+    skipped: tuple[Skipped, ...]
+    max_abs_difference: float | None = None
+
+
+class RewrittenModel(Record):
+    """A rewrite, and how far the outputs moved."""
+
+    report: RewriteReport
+    difference: OutputDifference
+
+
+class EngineArtifact(Record):
+    """A built engine: valid only for the backend version and target it names."""
+
+    path: Path
+    sha256: str
+    source_sha256: str
+    backend: str
+    backend_version: str
+    precision: str
+    target: str
+    build_seconds: float
+    size_bytes: int
