@@ -71,8 +71,10 @@ def interleave(
     )
 
 
-def warm_up(call: Call, clock: Clock, *, window: int = 10, most_seconds: float = 3.0) -> tuple[float, bool]:
-    """Calls until two windows' medians differ by less than 2 %, for 0.1 s at least.
+def warm_up(
+    call: Call, clock: Clock, *, window: int = 10, least_seconds: float = 0.1, most_seconds: float = 3.0
+) -> tuple[float, bool]:
+    """Calls until two windows' medians differ by less than 2 %, for `least_seconds` at least.
 
     Returns:
         The last window's median in milliseconds, and whether it converged in time.
@@ -81,7 +83,7 @@ def warm_up(call: Call, clock: Clock, *, window: int = 10, most_seconds: float =
     while True:
         latest = median(timed(call, clock, window)) / 1e6
         elapsed = (clock() - started) / 1e9
-        if previous is not None and abs(latest - previous) < 0.02 * previous and elapsed >= 0.1:
+        if previous is not None and abs(latest - previous) < 0.02 * previous and elapsed >= least_seconds:
             return latest, True
         if elapsed >= most_seconds:
             return latest, False

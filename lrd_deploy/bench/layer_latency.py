@@ -8,83 +8,52 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Protocol
 
 from lrd_deploy.bench.environment import environment
+from lrd_deploy.bench.latency_table import Conditions, LatencyRow, LatencyTable, MeasuredEnvironment
 from lrd_deploy.bench.launch import Clock, timed, warm_up
 from lrd_deploy.bench.layer_graph import layer_graph, layer_input
-from lrd_deploy.bench.statistics import median
+from lrd_deploy.bench.statistics import median, relative_spread
 from lrd_deploy.engines import SessionSettings, runtime
 from lrd_deploy.engines.backend import Runtime
-from lrd_deploy.errors import InputError
-from lrd_deploy.files import read_bytes, write_text
 from lrd_deploy.observer import Observer, SilentObserver
-from lrd_deploy.records import Choice, Environment, LayerSignature, Record
+from lrd_deploy.records import Choice, Environment, KeepDense, LayerSignature
 
-_ROUNDS, _CALLS, _SECONDS_PER_SIGNATURE = 24, 3, 2.0
-
-
-class LatencyRow(Record):
-    """One measured latency: of this layer in this form, under these conditions, on the machine of this fingerprint."""
-
-    signature: LayerSignature
-    choice: Choice
-    backend: str
-    batch: int
-    threads: int
-    fingerprint: str
-    latency_ms: float
+_ROUNDS, _CALLS, _SECONDS_PER_CHOICE = 15, 3, 0.15
+_FEWEST_ROUNDS, _LONGER = 5, 3
+_SETTLED = 0.1
+_DENSE = KeepDense()
+Calls = dict[Choice, Callable[[], object]]
 
 
-@dataclass
-class MeasuredLatency:
-    """Times what it is asked for, and remembers every row in a JSON-lines file so that a killed run goes on from there.
+class LayerCalls(Protocol):
+    """Whatever can make single layers callable: on an engine, or as training steps."""
 
-    All choices of one signature are timed in interleaved rounds within one process: the differences that decide a
-    rank are of tens of percent, far above the few percent that one process may be off by.
-    """
+    name: str
+    per_call: int  # passes in one call; latencies are of one
 
-    batch: int
-    threads: int
-    store: Path
-    observer: Observer = field(default_factory=SilentObserver)
-    backend: Runtime = field(default_factory=lambda: runtime("onnxruntime"))
-    clock: Clock = time.perf_counter_ns
-    environment: Environment = field(default_factory=environment)
+    def calls(self, signature: LayerSignature, choices: Sequence[Choice], batch: int, threads: int) -> object:
+        """Returns a context manager that yields a call per choice."""
 
-    def latencies_ms(
-        self, requests: Mapping[LayerSignature, Sequence[Choice]]
-    ) -> Mapping[tuple[LayerSignature, Choice], float]:
-        """Returns a latency for every choice asked for, measured now where no stored row has it."""
-        known = {(row.signature, row.choice): row.latency_ms for row in self._stored()}
-        for number, (signature, choices) in enumerate(requests.items()):
-            missing = [choice for choice in choices if (signature, choice) not in known]
-            if missing:
-                measured = self._measured(signature, choices)  # all of them: only one session's times compare
-                self._append(signature, measured)
-                known.update({(signature, choice): latency for choice, latency in measured.items()})
-            self.observer.progress("timing layers", number + 1, len(requests))
-        return known
 
-    def _measured(self, signature: LayerSignature, choices: Sequence[Choice]) -> dict[Choice, float]:
-        with self._calls(signature, choices) as calls:
-            for call in calls.values():
-                warm_up(call, self.clock, most_seconds=0.3)
-            samples: dict[Choice, list[float]] = {choice: [] for choice in choices}
-            started = self.clock()
-            for number in range(_ROUNDS):
-                for choice in choices if number % 2 == 0 else reversed(choices):
-                    calls[choice]()
-                    samples[choice].append(min(timed(calls[choice], self.clock, _CALLS)) / 1e6)
-                if number >= 4 and self.clock() - started > _SECONDS_PER_SIGNATURE * 1e9:
-                    break
-        return {choice: median(latencies) for choice, latencies in samples.items()}
+@dataclass(frozen=True)
+class EngineCalls:
+    """Layers as ONNX models of their own, on a backend."""
+
+    backend: Runtime
+    per_call: int = 1
+
+    @property
+    def name(self) -> str:
+        """The backend's name."""
+        return self.backend.name
 
     @contextmanager
-    def _calls(
-        self, signature: LayerSignature, choices: Sequence[Choice]
-    ) -> Iterator[dict[Choice, Callable[[], object]]]:
-        inputs = {"x": layer_input(signature, self.batch)}
-        settings = SessionSettings(threads=self.threads)
+    def calls(self, signature: LayerSignature, choices: Sequence[Choice], batch: int, threads: int) -> Iterator[Calls]:
+        """Yields one bound session per choice."""
+        inputs = {"x": layer_input(signature, batch)}
+        settings = SessionSettings(threads=threads)
         calls = {}
         with TemporaryDirectory(prefix="lrd-deploy-") as folder:
             for choice in choices:
@@ -93,39 +62,119 @@ class MeasuredLatency:
                 calls[choice] = self.backend.load(path, settings).bind(inputs)
             yield calls
 
-    def _stored(self) -> list[LatencyRow]:
-        """The rows of earlier runs under the same conditions."""
-        try:
-            rows = [LatencyRow.model_validate_json(line) for line in self._whole_lines()]
-        except ValueError as exc:
-            raise InputError(
-                f"reading the latency table '{self.store}'",
-                found="a line that is no latency row",
-                accepted="JSON lines written by this version",
-                remedy="delete the file to measure again",
-            ) from exc
-        wanted = self._conditions()
-        return [row for row in rows if row.model_dump(include=wanted.keys()) == wanted]
 
-    def _whole_lines(self) -> list[str]:
-        """The lines of the table, without one that was cut short."""
-        if not self.store.exists():
-            return []
-        lines = read_bytes(self.store).decode(errors="replace").splitlines(keepends=True)
-        return [line for line in lines if line.endswith("\n")]
+@dataclass
+class MeasuredLatency:
+    """Times what it is asked for, and remembers every row in a table so that a killed run goes on from there.
 
-    def _conditions(self) -> dict[str, object]:
-        """What a row must agree in to be of use here."""
-        return {
-            "backend": self.backend.name,
-            "batch": self.batch,
-            "threads": self.threads,
-            "fingerprint": self.environment.fingerprint,
-        }
+    The choices of one request are timed in interleaved rounds within one process, dense among them. A later request
+    for the same layer times dense again, and its latencies are scaled to the first dense: a machine that has become
+    slower meanwhile does not make later ranks look worse.
 
-    def _append(self, signature: LayerSignature, measured: Mapping[Choice, float]) -> None:
-        rows = [
-            LatencyRow(signature=signature, choice=choice, latency_ms=latency, **self._conditions())
-            for choice, latency in measured.items()
-        ]
-        write_text(self.store, "".join(self._whole_lines()) + "".join(row.model_dump_json() + "\n" for row in rows))
+    Attributes:
+        batch: of the layers' inputs.
+        threads: of the backend.
+        store: the table's file.
+        layers: makes layers callable; ONNX Runtime sessions unless told otherwise.
+        known: rows of other tables, used where they were measured under the same conditions.
+        work: what a call is: a forward pass, or a training step.
+    """
+
+    batch: int
+    threads: int
+    store: Path
+    observer: Observer = field(default_factory=SilentObserver)
+    layers: LayerCalls = field(default_factory=lambda: EngineCalls(runtime("onnxruntime")))
+    clock: Clock = time.perf_counter_ns
+    environment: Environment = field(default_factory=environment)
+    known: LatencyTable = field(default_factory=LatencyTable)
+    work: str = "inference"
+
+    def __post_init__(self) -> None:
+        self._table = LatencyTable.read(self.store) if self.store.exists() else LatencyTable()
+        self._unsettled: set[str] = set()
+
+    @property
+    def conditions(self) -> Conditions:
+        """What this measures under."""
+        return Conditions(
+            backend=self.layers.name,
+            work=self.work,
+            batch=self.batch,
+            threads=self.threads,
+            fingerprint=self.environment.fingerprint,
+        )
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the plan should know about its latencies."""
+        if not self._unsettled:
+            return ()
+        names = "; ".join(sorted(self._unsettled))
+        return (f"timings that would not settle were left out: {names}",)
+
+    def latencies_ms(
+        self, requests: Mapping[LayerSignature, Sequence[Choice]]
+    ) -> Mapping[tuple[LayerSignature, Choice], float]:
+        """Returns every latency known under the conditions, those asked for measured first where they are not known.
+
+        A choice whose timings did not settle in twice the time is missing from the answer, dense apart.
+        """
+        known = self._known()
+        for number, (signature, choices) in enumerate(requests.items()):
+            missing = [choice for choice in choices if (signature, choice) not in known]
+            if missing:
+                self._measure(signature, missing, known.get((signature, _DENSE)))
+            self.observer.progress("timing layers", number + 1, len(requests))
+        return self._known()
+
+    def _known(self) -> dict[tuple[LayerSignature, Choice], float]:
+        conditions = self.conditions
+        return self.known.usable(conditions) | self._table.usable(conditions)
+
+    def _measure(self, signature: LayerSignature, missing: Sequence[Choice], dense_ms: float | None) -> None:
+        choices = [_DENSE, *(choice for choice in missing if choice != _DENSE)]
+        rows = self._timed(signature, choices, _SECONDS_PER_CHOICE)
+        if not all(row.settled for row in rows):
+            rows = self._timed(signature, choices, _LONGER * _SECONDS_PER_CHOICE)
+        dense, *others = rows
+        scale = dense_ms / dense.latency_ms if dense_ms else 1.0
+        self._table.add(MeasuredEnvironment(environment=self.environment))
+        if dense_ms is None:
+            # Every speedup needs dense, so it counts even where it is noisy, and the plan says so.
+            self._note(dense)
+            self._table.add(dense.model_copy(update={"settled": True}))
+        for row in others:
+            self._note(row)
+            self._table.add(row.model_copy(update={"latency_ms": row.latency_ms * scale}))
+        self._table.write(self.store)
+
+    def _note(self, row: LatencyRow) -> None:
+        if not row.settled:
+            self._unsettled.add(f"{row.signature} as {row.choice}, spread {row.spread:.0%}")
+
+    def _timed(self, signature: LayerSignature, choices: Sequence[Choice], seconds: float) -> list[LatencyRow]:
+        with self.layers.calls(signature, choices, self.batch, self.threads) as calls:
+            for call in calls.values():
+                warm_up(call, self.clock, window=3, least_seconds=0.02, most_seconds=0.2)
+            samples: dict[Choice, list[float]] = {choice: [] for choice in choices}
+            started = self.clock()
+            for number in range(_ROUNDS):
+                for choice in choices if number % 2 == 0 else reversed(choices):
+                    calls[choice]()
+                    samples[choice].append(min(timed(calls[choice], self.clock, _CALLS)) / 1e6 / self.layers.per_call)
+                if number + 1 >= _FEWEST_ROUNDS and self.clock() - started > seconds * len(choices) * 1e9:
+                    break
+        return [self._row(signature, choice, latencies) for choice, latencies in samples.items()]
+
+    def _row(self, signature: LayerSignature, choice: Choice, latencies: Sequence[float]) -> LatencyRow:
+        spread = relative_spread(latencies)
+        return LatencyRow(
+            conditions=self.conditions,
+            signature=signature,
+            choice=choice,
+            latency_ms=median(latencies),
+            spread=spread,
+            settled=spread <= _SETTLED,
+            samples=len(latencies),
+        )

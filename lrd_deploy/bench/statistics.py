@@ -61,6 +61,12 @@ def median(values: Sequence[float]) -> float:
     return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
 
 
+def relative_spread(values: Sequence[float]) -> float:
+    """Returns the interquartile range over the median: how far apart the middle half of the samples lies."""
+    ordered, quarter = sorted(values), len(values) // 4
+    return (ordered[-1 - quarter] - ordered[quarter]) / median(values)
+
+
 def percentile_bound(samples: Sequence[float], percentile: float, *, confidence: float = 0.99) -> float | None:
     """Returns an upper bound on a percentile that holds with this confidence; None with too few samples to say.
 

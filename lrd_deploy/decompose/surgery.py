@@ -68,7 +68,7 @@ def _replace_planned_(
     for planned in plan.factorised:
         try:
             dense = layers.get(planned.name)
-            form = _form(dense, planned.choice)
+            form = form_of(dense, planned.choice)
             _check_shape(dense, planned)
             replacements[planned.name] = make(form, dense, planned)
         except InputError as problem:
@@ -89,7 +89,12 @@ def _told_of_layer(planned: PlannedLayer, problem: InputError) -> InputError:
     )
 
 
-def _form(dense: nn.Module | None, choice: Choice) -> type[FactorisedLayer]:
+def form_of(dense: nn.Module | None, choice: Choice) -> type[FactorisedLayer]:
+    """Returns the class of the factorised layer that a dense one becomes.
+
+    Raises:
+        InputError: the choice is none for this kind of layer.
+    """
     match dense, choice:
         case nn.Linear(), SVD():
             return SVDLinear

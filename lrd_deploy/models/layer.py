@@ -24,3 +24,8 @@ class Layer:
     weight: Callable[[], NDArray[np.floating]]
     refusal: str | None = None
     calls: int = 1
+
+    @property
+    def may_be_factorised(self) -> bool:
+        """True where the layer's size is known and nothing refuses it."""
+        return self.refusal is None and self.signature is not None

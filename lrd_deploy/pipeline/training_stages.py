@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lrd_deploy.bench.environment import environment
-from lrd_deploy.errors import UsageError
-from lrd_deploy.files import sha256_of, write_whole
+from lrd_deploy.files import sha256_of, write_text, write_whole
+from lrd_deploy.pipeline.planning import measures
 from lrd_deploy.pipeline.workspace import Workspace, source_digest
-from lrd_deploy.recipe.policies import LatencyRank
 from lrd_deploy.recipe.settings import FineTuning, PythonData, PythonModel, Training, TransformersPretrained
 from lrd_deploy.records import Epoch, RankPlan, TrainedModel
 
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from lrd_deploy.models.data import Data
+    from lrd_deploy.ranks.metric import Metric
 
 _WEIGHTS = "model.safetensors"
 
@@ -38,9 +38,10 @@ def plan_stage(work: Workspace, dense: TrainedModel) -> RankPlan:
         "dense": dense.sha256,
         "ranks": _json(recipe.ranks),
         "skip": recipe.skip,
-        **(_conditions(work) if isinstance(recipe.ranks, LatencyRank) else {}),
+        "calibration": _json(recipe.calibration),
+        **(_conditions(work) if measures(recipe.ranks) else {}),
     }
-    return work.stage("plan", RankPlan, depends_on, lambda _key: (_make_plan(work, dense), []))
+    return work.stage("plan", RankPlan, depends_on, lambda _key: _make_plan(work, dense))
 
 
 def lowrank_stage(work: Workspace, dense: TrainedModel, plan: RankPlan) -> TrainedModel:
@@ -49,6 +50,7 @@ def lowrank_stage(work: Workspace, dense: TrainedModel, plan: RankPlan) -> Train
         **sources(work),
         "dense": dense.sha256,
         "layers": [layer.model_dump(mode="json", include={"name", "choice"}) for layer in plan.layers],
+        "calibration": _json(work.recipe.calibration),
         "fine_tune": _json(work.recipe.fine_tune),
     }
     return work.stage("lowrank", TrainedModel, depends_on, lambda key: _make_lowrank(work, dense, plan, key))
@@ -90,29 +92,20 @@ def _make_dense(work: Workspace, key: str) -> tuple[TrainedModel, list[Path]]:
     return _stored(work, "dense", loaded.module, data, epochs=epochs)
 
 
-def _make_plan(work: Workspace, dense: TrainedModel) -> RankPlan:
-    from lrd_deploy.bench.layer_latency import MeasuredLatency
-    from lrd_deploy.models.survey import survey
-    from lrd_deploy.ranks.choose import plan_ranks
+def _make_plan(work: Workspace, dense: TrainedModel) -> tuple[RankPlan, list[Path]]:
+    from lrd_deploy.pipeline.planning import plan_model
+    from lrd_deploy.report.plan_figures import pareto_front, staircases
 
-    recipe = work.recipe
-    layers = survey(build_model(work, dense.weights), build_data(work).example()[:1], skip=recipe.skip)
-    latency = MeasuredLatency(
-        batch=recipe.bench.batch,
-        threads=recipe.bench.threads,
-        store=work.path("latency.jsonl"),
-        observer=work.observer,
-    )
-    plan = plan_ranks(layers, recipe.ranks, latency)
-    if not plan.factorised:
-        reasons = sorted({layer.reason for layer in plan.layers})
-        raise UsageError(
-            "choosing ranks",
-            found=f"every layer would stay dense: {'; '.join(reasons[:4])}",
-            accepted="a policy that factorises at least one layer",
-            remedy="ask for more compression, or for a smaller 'quantum' or 'round_to'",
-        )
-    return plan
+    data = build_data(work)
+    _seed(work)
+    planned = plan_model(work, build_model(work, dense.weights), data)
+    if planned.study is None:
+        return planned.plan, []
+    folder, study = work.path("plan"), planned.study
+    folder.mkdir(exist_ok=True)
+    figures = {"staircases": staircases(study), "front": pareto_front(study, planned.plan)}
+    drawn = [write_text(folder / f"{name}.svg", svg) for name, svg in figures.items()]
+    return planned.plan, [study.write(folder / "study.json"), *drawn]
 
 
 def _make_lowrank(work: Workspace, dense: TrainedModel, plan: RankPlan, key: str) -> tuple[TrainedModel, list[Path]]:
@@ -123,12 +116,28 @@ def _make_lowrank(work: Workspace, dense: TrainedModel, plan: RankPlan, key: str
 
     settings, data = work.recipe.fine_tune, build_data(work)
     work.observer.note(f"decomposing {len(plan.factorised)} layers")
-    model = decompose_(build_model(work, dense.weights), plan)
+    _seed(work)
+    model = build_model(work, dense.weights)
+    decompose_(model, plan, _metrics(work, model, data, plan))
     _seed(work)
     reestimate_batchnorm_(model, islice((inputs for inputs, _ in batches(data.train)), settings.batchnorm_batches))
     before = accuracy(model, data)
     epochs = _trained(work, work.scratch("lowrank", key), model, data, settings)
     return _stored(work, "lowrank", model, data, epochs=epochs, accuracy_before=before)
+
+
+def _metrics(work: Workspace, model: nn.Module, data: Data, plan: RankPlan) -> dict[str, Metric]:
+    """How to weigh the error of the planned layers; the same calibration samples as the plan saw."""
+    from lrd_deploy.decompose.evidence import input_moments, metrics_of
+    from lrd_deploy.models.survey import survey
+    from lrd_deploy.pipeline.planning import calibration_batches
+
+    settings = work.recipe.calibration
+    if settings.samples == 0:
+        return {}
+    planned = {layer.name for layer in plan.factorised}
+    layers = [layer for layer in survey(model, data.example()[:1]) if layer.name in planned]
+    return metrics_of(input_moments(model, layers, calibration_batches(work, data)), damping=settings.damping)[0]
 
 
 def _trained(work: Workspace, scratch: Path, model: nn.Module, data: Data, settings: Training) -> tuple[Epoch, ...]:
@@ -195,7 +204,12 @@ def sources(work: Workspace) -> dict[str, Any]:
 
 def _conditions(work: Workspace) -> dict[str, Any]:
     bench = work.recipe.bench
-    return {"machine": environment().fingerprint, "batch": bench.batch, "threads": bench.threads}
+    return {
+        "machine": environment().fingerprint,
+        "batch": bench.batch,
+        "threads": bench.threads,
+        "tables": [sha256_of(table) for table in work.recipe.tables],
+    }
 
 
 def _json(settings: Any) -> Mapping[str, Any] | None:

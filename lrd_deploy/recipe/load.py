@@ -17,12 +17,14 @@ from lrd_deploy.files import read_bytes
 from lrd_deploy.recipe.policies import Policy
 from lrd_deploy.recipe.settings import (
     Bench,
+    Calibration,
     DataSource,
     Export,
     FineTuning,
     ModelSource,
     Rewrite,
     Settings,
+    TablePath,
     Training,
     TransformersConfig,
 )
@@ -34,7 +36,8 @@ class Recipe(Settings):
     """One run, from a model and data to a measured low-rank engine.
 
     `dense` says how to train a model that comes without trained weights; leave it out for one that is trained.
-    `skip` holds glob patterns of layer names that stay dense.
+    `skip` holds glob patterns of layer names that stay dense. `tables` are stored latency tables, used in the place
+    of measurements; see `calibrate latency`.
     """
 
     name: str = Field(pattern=r"^\w[\w.-]*$")
@@ -43,6 +46,8 @@ class Recipe(Settings):
     ranks: Policy
     fine_tune: FineTuning
     dense: Training | None = None
+    calibration: Calibration = Calibration()
+    tables: tuple[TablePath, ...] = ()
     skip: tuple[str, ...] = ()
     export: Export = Export()
     rewrite: Rewrite = Rewrite()

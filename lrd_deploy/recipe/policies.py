@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lrd_deploy.recipe.settings import Settings
 
 
 class UniformRank(Settings):
-    """One compression ratio for every layer: the closed forms, floored to a multiple of `round_to`.
+    """One compression ratio for every layer: the closed forms, moved to a multiple of `round_to`.
 
-    Source: arXiv 2407.20266, equation 7; the same formula as MUSCO's.
+    Source: arXiv 2407.20266, equation 7; the same formula as MUSCO's. AIMET rounds up, to 8.
     """
 
     policy: Literal["uniform"] = "uniform"
     alpha: float = Field(default=2.0, gt=1.0)
     round_to: int = Field(default=1, ge=1)
+    rounding: Literal["down", "up"] = "down"
 
 
 class EnergyRank(Settings):
@@ -28,20 +29,41 @@ class EnergyRank(Settings):
     round_to: int = Field(default=1, ge=1)
 
 
+class PaperRank(Settings):
+    """The papers' own search, to the letter: the published baseline.
+
+    From the closed form's rank R at `alpha` down to `lowest` × R every rank is timed, and the one just below the
+    largest drop is taken where it is faster than dense.
+
+    Source: arXiv 2407.20266, algorithm 1; its least rank is not given there.
+    """
+
+    policy: Literal["paper"] = "paper"
+    alpha: float = Field(default=2.0, gt=1.0)
+    lowest: float = Field(default=0.5, gt=0.0, lt=1.0)
+
+
 class LatencyRank(Settings):
-    """The least total error whose summed layer latencies are `target_speedup` times below dense.
+    """The least predicted loss at `target_speedup`, or the least latency at `max_error`; set one of the two.
 
-    Every distinct layer signature is timed on the deployment backend, dense included, at `steps` rank levels that are
-    multiples of `quantum`. `max_parameters` bounds the share of the planned layers' parameters that may remain.
-
-    Limits: the target is met as predicted by the sum over layers; the whole model is measured afterwards.
+    Every distinct layer is timed on the deployment backend, in every form and dense. `max_error` is the relative
+    error of the model's outputs on the calibration data before fine-tuning, as predicted. `max_parameters` bounds the
+    share of the planned layers' parameters that may remain. `quantum` is the step of the ranks; `auto` finds it.
+    `training_weight` is how much a training step counts beside an inference: 0 plans for inference, 1 for training.
     """
 
     policy: Literal["latency"] = "latency"
-    target_speedup: float = Field(gt=1.0)
+    target_speedup: float | None = Field(default=None, gt=1.0)
+    max_error: float | None = Field(default=None, gt=0.0)
     max_parameters: float | None = Field(default=None, gt=0.0, le=1.0)
-    quantum: int = Field(default=16, ge=1)
-    steps: int = Field(default=8, ge=2)
+    quantum: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    training_weight: float = Field(default=0.0, ge=0.0, le=1.0)
+
+    @model_validator(mode="after")
+    def _one_goal(self) -> Self:
+        if (self.target_speedup is None) == (self.max_error is None):
+            raise ValueError("a latency policy needs exactly one of 'target_speedup' and 'max_error'")
+        return self
 
 
-Policy = Annotated[UniformRank | EnergyRank | LatencyRank, Field(discriminator="policy")]
+Policy = Annotated[UniformRank | EnergyRank | PaperRank | LatencyRank, Field(discriminator="policy")]

@@ -70,6 +70,7 @@ def _from_recipe_folder(value: Path, info: ValidationInfo) -> Path:
 
 
 WeightsPath = Annotated[Path, AfterValidator(_from_recipe_folder)]
+TablePath = WeightsPath
 
 
 # Where the model comes from ---------------------------------------------------------------------------------------
@@ -225,6 +226,17 @@ class FineTuning(Training):
                 f"or group {freezing.first_frozen} would never learn"
             )
         return self
+
+
+class Calibration(Settings):
+    """Training images that tell what layers' inputs look like, for factors that lose what is least seen.
+
+    `samples` of them are run once, without augmentation of ours; 0 weighs all inputs alike. `damping` is the share of
+    the mean squared input that every direction counts at least.
+    """
+
+    samples: int = Field(default=256, ge=0)
+    damping: float = Field(default=0.01, gt=0.0)
 
 
 # After training ---------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from lrd_deploy.records.layers import (
     TwoFactors,
 )
 from lrd_deploy.records.measurement import Comparison, Latency, Ratio, TrainingSpeedup
-from lrd_deploy.records.plan import PlannedLayer, RankPlan
+from lrd_deploy.records.plan import FrontPoint, LayerStudy, PlannedLayer, RankPlan, RankPoint, RankStudy
 from lrd_deploy.records.record import Record
 from lrd_deploy.records.run import Pair, RunRecord
 from lrd_deploy.records.training import Epoch, FrozenGroup, TrainedModel
@@ -42,15 +42,19 @@ __all__ = [
     "Environment",
     "Epoch",
     "ExportedModel",
+    "FrontPoint",
     "FrozenGroup",
     "KeepDense",
     "Latency",
     "LayerSignature",
+    "LayerStudy",
     "NodeOrigin",
     "OutputDifference",
     "Pair",
     "PlannedLayer",
     "RankPlan",
+    "RankPoint",
+    "RankStudy",
     "Ratio",
     "Record",
     "RewriteReport",

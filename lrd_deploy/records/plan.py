@@ -25,7 +25,12 @@ class PlannedLayer(Record):
 
 
 class RankPlan(Record):
-    """One choice for every layer of a model. `macs` and `parameters` count the planned layers, per sample."""
+    """One choice for every layer of a model. `macs` and `parameters` count the planned layers, per sample.
+
+    `predicted_speedup` adds up layers, `measured_speedup` is of the whole model in the planned form; both are of a
+    quick look with one process, and `bench` has the last word. `predicted_error` is the relative error of the model's
+    outputs on the calibration data, before fine-tuning.
+    """
 
     policy: dict[str, Any]
     layers: tuple[PlannedLayer, ...]
@@ -34,9 +39,48 @@ class RankPlan(Record):
     dense_parameters: int
     lowrank_parameters: int
     predicted_speedup: float | None = None
+    measured_speedup: float | None = None
+    predicted_error: float | None = None
+    quantum: int | None = None
     measured_on: Environment | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def factorised(self) -> tuple[PlannedLayer, ...]:
         """The layers that do not stay dense."""
         return tuple(layer for layer in self.layers if not isinstance(layer.choice, KeepDense))
+
+
+class RankPoint(Record):
+    """One choice for one layer: what it costs, what it loses, and whether it was timed or predicted."""
+
+    choice: Choice
+    latency_ms: float
+    relative_error: float
+    timed: bool
+
+
+class LayerStudy(Record):
+    """What was considered for one layer; `dense_latency_ms` and the points are of all its calls."""
+
+    name: str
+    signature: LayerSignature
+    dense_latency_ms: float
+    chosen: Choice
+    points: tuple[RankPoint, ...]
+
+
+class FrontPoint(Record):
+    """One plan for the whole model: its summed latency against dense, and its predicted error."""
+
+    policy: str
+    speedup: float
+    predicted_error: float
+
+
+class RankStudy(Record):
+    """What a latency policy saw on its way to a plan: the staircases, and the front of error against latency."""
+
+    layers: tuple[LayerStudy, ...]
+    front: tuple[FrontPoint, ...]
+    timings: int

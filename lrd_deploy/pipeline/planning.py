@@ -1,0 +1,214 @@
+"""Planning a recipe's model: evidence from its data, latencies from this machine or a table, ranks from both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from lrd_deploy.bench.environment import environment
+from lrd_deploy.engines.inputs import repeated
+from lrd_deploy.errors import UsageError
+from lrd_deploy.models.layer import Layer
+from lrd_deploy.pipeline.workspace import Workspace
+from lrd_deploy.ranks.evidence import Evidence
+from lrd_deploy.ranks.source import BalancedLatency, LatencySource, ModelTimer
+from lrd_deploy.recipe.policies import EnergyRank, LatencyRank, PaperRank, Policy, UniformRank
+from lrd_deploy.records import KeepDense, RankPlan, RankStudy
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from lrd_deploy.bench.latency_table import Conditions
+    from lrd_deploy.models.data import Data
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan and, of a policy that measures, what it saw on the way."""
+
+    plan: RankPlan
+    study: RankStudy | None
+
+
+def measures(policy: Policy) -> bool:
+    """True for the policies whose plans depend on a machine."""
+    return isinstance(policy, LatencyRank | PaperRank)
+
+
+def plan_model(work: Workspace, model: nn.Module, data: Data) -> Planned:
+    """Chooses the ranks of a dense model.
+
+    Raises:
+        UsageError: the policy's goal is out of reach, or every layer would stay dense.
+        InputError: weights or calibration data are not finite, or a table lacks a layer.
+    """
+    from lrd_deploy.models.survey import survey
+    from lrd_deploy.ranks.choose import check_finite, plan_ranks
+
+    recipe = work.recipe
+    layers = survey(model, data.example()[:1], skip=recipe.skip)
+    check_finite(layers)
+    evidence = gather(work, model, data, layers)
+    if not isinstance(recipe.ranks, LatencyRank):
+        source = inference_latency(work) if measures(recipe.ranks) else None
+        planned = Planned(plan_ranks(layers, recipe.ranks, source, evidence), None)
+    else:
+        planned = _by_latency(work, model, data, layers, evidence)
+    return Planned(_checked(_with_notes(planned.plan, evidence)), planned.study)
+
+
+def gather(work: Workspace, model: nn.Module, data: Data, layers: Sequence[Layer]) -> Evidence:
+    """Runs the calibration samples through the model; without any, there is no evidence."""
+    from lrd_deploy.decompose.evidence import gather_evidence
+
+    settings = work.recipe.calibration
+    if settings.samples == 0:
+        return Evidence()
+    work.observer.note(f"running {settings.samples} calibration samples")
+    return gather_evidence(model, layers, calibration_batches(work, data), damping=settings.damping)
+
+
+def calibration_batches(work: Workspace, data: Data) -> list[Tensor]:
+    """Returns the first training inputs, as many as the recipe asks for."""
+    from lrd_deploy.models.data import batches
+
+    wanted, taken = work.recipe.calibration.samples, []
+    for inputs, _ in batches(data.train):
+        taken.append(inputs[: wanted - sum(map(len, taken))])
+        if sum(map(len, taken)) >= wanted:
+            break
+    return taken
+
+
+def inference_latency(work: Workspace) -> LatencySource:
+    """Returns latencies on the deployment backend: measured here, or those of the recipe's tables."""
+    from lrd_deploy.bench.layer_latency import MeasuredLatency
+
+    bench = work.recipe.bench
+    measured = MeasuredLatency(
+        batch=bench.batch, threads=bench.threads, store=work.path("latency.jsonl"), observer=work.observer
+    )
+    return _from_tables(work, measured)
+
+
+def training_latency(work: Workspace, data: Data) -> LatencySource:
+    """Returns latencies of training steps in PyTorch on all cores, under the recipe's freezing."""
+    from lrd_deploy.bench.layer_latency import MeasuredLatency
+    from lrd_deploy.bench.layer_training import TrainingCalls
+    from lrd_deploy.models.data import batches
+
+    settings = work.recipe.fine_tune
+    measured = MeasuredLatency(
+        batch=len(next(iter(batches(data.train)))[0]),
+        threads=environment().cores,
+        store=work.path("latency.jsonl"),
+        observer=work.observer,
+        layers=TrainingCalls(settings.freezing, channels_last=settings.channels_last),
+        work="training",
+    )
+    return _from_tables(work, measured)
+
+
+def _from_tables(work: Workspace, measured: Any) -> LatencySource:
+    """The tables where they are of another machine; else measurements that start from what they hold."""
+    from lrd_deploy.bench.latency_table import LatencyTable
+    from lrd_deploy.bench.stored_latency import StoredLatency, stored_conditions
+
+    if not work.recipe.tables:
+        return measured
+    table = LatencyTable.read_all(work.recipe.tables)
+    conditions: Conditions = stored_conditions(table, measured.conditions)
+    if conditions == measured.conditions:
+        measured.known = table
+        return measured
+    return StoredLatency(table, conditions, table.environments[conditions.fingerprint])
+
+
+def _by_latency(work: Workspace, model: nn.Module, data: Data, layers: Sequence[Layer], evidence: Evidence) -> Planned:
+    from lrd_deploy.ranks.by_latency import LatencyPlanner
+    from lrd_deploy.ranks.choose import plan_ranks
+
+    policy = work.recipe.ranks
+    source = inference_latency(work)
+    if policy.training_weight > 0:
+        source = _balanced(source, training_latency(work, data), layers, policy.training_weight)
+    planner = LatencyPlanner(layers, policy, source, evidence)
+    here = source.environment is not None and source.environment.fingerprint == environment().fingerprint
+    if not here or policy.training_weight > 0:
+        plan = planner.plan()
+    else:
+        with _whole_model(work, model, data) as timer:
+            plan = planner.plan(timer)
+    study = planner.study(plan)
+    others = [
+        planner.front_point(name, plan_ranks(layers, policy, evidence=evidence))
+        for name, policy in _compared(planner.quantum)
+    ]
+    front = (*study.front, *(point for point in others if point is not None))
+    return Planned(plan, study.model_copy(update={"front": front}))
+
+
+def _compared(quantum: int) -> list[tuple[str, Policy]]:
+    """What a plan is shown beside: the policies that need no timing."""
+    return [
+        ("uniform, alpha 2", UniformRank(alpha=2)),
+        ("uniform, alpha 2, up to 8", UniformRank(alpha=2, round_to=8, rounding="up")),
+        (f"uniform, alpha 2, floored to {quantum}", UniformRank(alpha=2, round_to=quantum)),
+        (f"energy 90 %, up to {quantum}", EnergyRank(share=0.9, round_to=quantum)),
+    ]
+
+
+def _balanced(
+    inference: LatencySource, training: LatencySource, layers: Sequence[Layer], weight: float
+) -> BalancedLatency:
+    """Both, scaled so that the dense model weighs the same in either."""
+    dense = {layer.signature: [KeepDense()] for layer in layers if layer.signature}
+    sums = [
+        sum(layer.calls * answers[layer.signature, KeepDense()] for layer in layers if layer.signature)
+        for answers in (inference.latencies_ms(dense), training.latencies_ms(dense))
+    ]
+    return BalancedLatency(inference, training, weight, scale=sums[0] / sums[1])
+
+
+@contextmanager
+def _whole_model(work: Workspace, model: nn.Module, data: Data) -> Iterator[ModelTimer]:
+    """The dense model as an ONNX file, ready to be rewritten and timed."""
+    from lrd_deploy.bench.model_latency import ModelLatency
+    from lrd_deploy.export.torch_export import INPUT, export_onnx
+
+    bench, example = work.recipe.bench, data.example()
+    work.observer.note("timing the whole model")
+    with TemporaryDirectory(prefix="lrd-deploy-") as folder:
+        path = Path(folder, "dense.onnx")
+        exported = export_onnx(model, example, path, opset=work.recipe.export.opset)
+        nodes: dict[str, list[str]] = {}
+        for origin in exported.origins:
+            nodes.setdefault(origin.module, []).append(origin.node)
+        yield ModelLatency(path, nodes, {INPUT: repeated(example.numpy(), bench.batch)}, bench.threads)
+
+
+def _with_notes(plan: RankPlan, evidence: Evidence) -> RankPlan:
+    """Adds why a factorised layer was not weighed by its inputs."""
+    layers = [
+        layer.model_copy(update={"reason": f"{layer.reason}; {evidence.unweighted[layer.name]}"})
+        if layer.name in evidence.unweighted and not isinstance(layer.choice, KeepDense)
+        else layer
+        for layer in plan.layers
+    ]
+    return plan.model_copy(update={"layers": tuple(layers)})
+
+
+def _checked(plan: RankPlan) -> RankPlan:
+    if plan.factorised:
+        return plan
+    reasons = sorted({layer.reason for layer in plan.layers})
+    raise UsageError(
+        "choosing ranks",
+        found=f"every layer would stay dense: {'; '.join(reasons[:4])}",
+        accepted="a policy that factorises at least one layer",
+        remedy="ask for more compression, or for a smaller 'quantum' or 'round_to'",
+    )

@@ -1,0 +1,259 @@
+"""Ranks by measured latency: time the staircases, solve for the best combination, time what it chose, solve again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from lrd_deploy.models.layer import Layer
+from lrd_deploy.ranks.allocate import Budget, Candidate, allocate, out_of_reach, undominated
+from lrd_deploy.ranks.correction import Correction, corrected_until_met
+from lrd_deploy.ranks.cost import parameters
+from lrd_deploy.ranks.evidence import Evidence
+from lrd_deploy.ranks.exploration import explore
+from lrd_deploy.ranks.planned import kept_dense, rank_plan
+from lrd_deploy.ranks.source import LatencySource, ModelTimer
+from lrd_deploy.ranks.spectrum import Spectrum
+from lrd_deploy.ranks.staircase import forms, grid
+from lrd_deploy.recipe.policies import LatencyRank
+from lrd_deploy.records import (
+    Choice,
+    FrontPoint,
+    KeepDense,
+    LayerSignature,
+    LayerStudy,
+    PlannedLayer,
+    RankPlan,
+    RankPoint,
+    RankStudy,
+)
+
+_MOST_CANDIDATES = 48  # per layer, after the dominated ones are gone
+_ROUNDS = 5  # of timing what was chosen on a prediction
+_FRONT = 12
+_DENSE = KeepDense()
+
+
+class LatencyPlanner:
+    """Plans one model by one source of latencies; may be asked for several plans, and times nothing twice."""
+
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        policy: LatencyRank,
+        source: LatencySource,
+        evidence: Evidence | None = None,
+    ) -> None:
+        """Times the layers' staircases and reads off what every rank would lose.
+
+        Args:
+            layers: all of them, refused ones included.
+            policy: the goal.
+            source: times layers.
+            evidence: weighs errors; without it all inputs and all layers weigh the same.
+        """
+        self.layers, self.policy, self.source = layers, policy, source
+        self.evidence = evidence or Evidence()
+        self.staircases = explore(layers, source, policy.quantum)
+        self.quantum = self.staircases.quantum
+        self._errors = {layer.name: self._squared_errors(layer) for layer in layers if layer.may_be_factorised}
+
+    def plan(self, timer: ModelTimer | None = None) -> RankPlan:
+        """Returns the plan that meets the policy's goal; as measured on the whole model where a timer is given.
+
+        Raises:
+            UsageError: no combination of candidates meets it; the message says what the nearest does.
+        """
+        if timer is None or self.policy.target_speedup is None:
+            plan = self._solved(Correction())
+            return plan if timer is None else _measured(plan, timer)
+        return corrected_until_met(self._solved, timer, self._dense_plan(), self.policy.target_speedup)
+
+    def study(self, plan: RankPlan) -> RankStudy:
+        """Returns what was seen on the way to a plan: each layer's points, and the front that all layers make."""
+        options = self._options()
+        studied = []
+        for layer, planned, candidates in zip(self.layers, plan.layers, options, strict=True):
+            if not layer.may_be_factorised:
+                continue
+            timed = self.staircases.known[layer.signature]
+            choices = {candidate.choice: candidate for candidate in candidates}
+            points = [
+                RankPoint(
+                    choice=choice,
+                    latency_ms=candidate.latency_ms,
+                    relative_error=candidate.squared_error**0.5,
+                    timed=choice in timed,
+                )
+                for choice, candidate in choices.items()
+                if choice != _DENSE
+            ]
+            studied.append(
+                LayerStudy(
+                    name=layer.name,
+                    signature=layer.signature,
+                    dense_latency_ms=candidates[0].latency_ms,
+                    chosen=planned.choice,
+                    points=tuple(points),
+                )
+            )
+        return RankStudy(layers=tuple(studied), front=self._front(options), timings=self.staircases.timings)
+
+    def front_point(self, name: str, plan: RankPlan) -> FrontPoint | None:
+        """Returns where another policy's plan lies; None where the source cannot time one of its choices."""
+        known, choices = (
+            self.staircases.known,
+            [(layer.signature, layer.choice) for layer in plan.layers if layer.signature],
+        )
+        self.staircases.ask(_grouped(choices))
+        if any(choice not in known[signature] for signature, choice in choices):
+            return None
+        latencies = [layer.calls * known[layer.signature][layer.choice] for layer in plan.layers if layer.signature]
+        dense = [layer.calls * known[layer.signature][_DENSE] for layer in plan.layers if layer.signature]
+        loss = sum(
+            self.evidence.importance.get(layer.name, 1.0) * layer.predicted_error**2 for layer in plan.factorised
+        )
+        return FrontPoint(policy=name, speedup=sum(dense) / sum(latencies), predicted_error=loss**0.5)
+
+    # Candidates ----------------------------------------------------------------------------------------------
+
+    def _squared_errors(self, layer: Layer) -> dict[Choice, float]:
+        """The squared relative error of every choice on the grid of one layer."""
+        spectrum = Spectrum(layer.weight(), self.evidence.metrics.get(layer.name))
+        return {
+            choice: spectrum.relative_error(choice) ** 2
+            for form in forms(layer.signature)
+            for choice in grid(layer.signature, form, self.quantum)
+        }
+
+    def _options(self) -> list[list[Candidate]]:
+        """Per layer dense first, then what no other choice beats."""
+        return [self._options_of(layer) for layer in self.layers]
+
+    def _options_of(self, layer: Layer) -> list[Candidate]:
+        if layer.signature is None:
+            return [Candidate(_DENSE, 0.0, 0.0, 0)]
+        dense = self._candidate(layer, _DENSE)
+        if layer.refusal:
+            return [dense]
+        candidates = [self._candidate(layer, choice) for choice in self._errors[layer.name]]
+        faster = [candidate for candidate in candidates if self._pays(candidate, dense)]
+        return [dense, *undominated(faster, most=_MOST_CANDIDATES)]
+
+    def _pays(self, candidate: Candidate, dense: Candidate) -> bool:
+        """Slower than dense is only worth it where parameters are scarce too."""
+        return candidate.latency_ms < dense.latency_ms or self.policy.max_parameters is not None
+
+    def _candidate(self, layer: Layer, choice: Choice) -> Candidate:
+        squared = 0.0 if choice == _DENSE else self._errors[layer.name].get(choice, 1.0)
+        return Candidate(
+            choice=choice,
+            latency_ms=layer.calls * self.staircases.latency_ms(layer.signature, choice),
+            loss=squared * self.evidence.importance.get(layer.name, 1.0),
+            parameters=parameters(layer.signature, choice),
+            squared_error=squared,
+        )
+
+    # Solving -------------------------------------------------------------------------------------------------
+
+    def _solved(self, correction: Correction) -> RankPlan:
+        """The best combination under the goal, every chosen latency measured where the source can."""
+        for _ in range(_ROUNDS):
+            options = self._options()
+            dense_ms = sum(layer[0].latency_ms for layer in options)
+            chosen = allocate(options, self._budget(options, correction))
+            if chosen is None:
+                raise out_of_reach(options, self._goal())
+            pairs = zip(self.layers, chosen, strict=True)
+            if not self.staircases.ask(
+                _grouped([(layer.signature, one.choice) for layer, one in pairs if layer.signature])
+            ):
+                break
+        predicted = correction.predicted_speedup(dense_ms, sum(candidate.latency_ms for candidate in chosen))
+        return self._plan_of(options, chosen, predicted)
+
+    def _budget(self, options: Sequence[Sequence[Candidate]], correction: Correction) -> Budget:
+        policy = self.policy
+        dense_ms = sum(layer[0].latency_ms for layer in options)
+        weights = sum(layer[0].parameters for layer in options)
+        return Budget(
+            latency_ms=correction.budget_ms(dense_ms, policy.target_speedup) if policy.target_speedup else None,
+            loss=policy.max_error**2 if policy.max_error else None,
+            parameters=policy.max_parameters * weights if policy.max_parameters is not None else None,
+        )
+
+    def _goal(self) -> str:
+        policy = self.policy
+        wanted = (
+            f"a speedup of {policy.target_speedup:g}"
+            if policy.target_speedup
+            else f"a relative error of at most {policy.max_error:g}"
+        )
+        if policy.max_parameters is not None:
+            wanted += f" with at most {policy.max_parameters:.0%} of the parameters"
+        return wanted
+
+    def _plan_of(self, options: Sequence[Sequence[Candidate]], chosen: Sequence[Candidate], speedup: float) -> RankPlan:
+        planned = [
+            self._explained(layer, candidates, candidate)
+            for layer, candidates, candidate in zip(self.layers, options, chosen, strict=True)
+        ]
+        plan = rank_plan(planned, self.policy, self.source.environment)
+        return plan.model_copy(
+            update={
+                "predicted_speedup": speedup,
+                "predicted_error": sum(candidate.loss for candidate in chosen) ** 0.5,
+                "quantum": self.quantum,
+                "notes": tuple(getattr(self.source, "notes", ())),
+            }
+        )
+
+    def _dense_plan(self) -> RankPlan:
+        options = self._options()
+        return self._plan_of(options, [layer[0] for layer in options], 1.0)
+
+    def _explained(self, layer: Layer, options: Sequence[Candidate], chosen: Candidate) -> PlannedLayer:
+        dense = options[0]
+        if layer.refusal or layer.signature is None:
+            return kept_dense(layer, layer.refusal or "its size is not known", dense.latency_ms or None)
+        if not self._errors[layer.name]:
+            return kept_dense(layer, f"no multiple of {self.quantum} saves parameters", dense.latency_ms)
+        if chosen.choice == _DENSE:
+            faster = any(option.latency_ms < dense.latency_ms for option in options[1:])
+            reason = "its error buys more time elsewhere" if faster else "no form is faster than dense"
+            return kept_dense(layer, reason, dense.latency_ms)
+        timed = chosen.choice in self.staircases.known[layer.signature]
+        return PlannedLayer(
+            name=layer.name,
+            signature=layer.signature,
+            choice=chosen.choice,
+            reason=f"{dense.latency_ms / chosen.latency_ms:.1f}× faster than dense{'' if timed else ', predicted'}",
+            calls=layer.calls,
+            predicted_error=chosen.squared_error**0.5,
+            dense_latency_ms=dense.latency_ms,
+            predicted_latency_ms=chosen.latency_ms,
+        )
+
+    def _front(self, options: Sequence[Sequence[Candidate]]) -> tuple[FrontPoint, ...]:
+        """Least error at latencies spread between the fastest combination and dense."""
+        dense_ms = sum(layer[0].latency_ms for layer in options)
+        fastest_ms = sum(min(option.latency_ms for option in layer) for layer in options)
+        points = []
+        for step in range(_FRONT + 1):
+            budget = dense_ms * (fastest_ms * 1.001 / dense_ms) ** (step / _FRONT)
+            chosen = allocate(options, Budget(latency_ms=budget))
+            if chosen is not None:
+                latency, loss = sum(c.latency_ms for c in chosen), sum(c.loss for c in chosen)
+                points.append(FrontPoint(policy="latency", speedup=dense_ms / latency, predicted_error=loss**0.5))
+        return tuple(points)
+
+
+def _grouped(choices: Iterable[tuple[LayerSignature, Choice]]) -> dict[LayerSignature, list[Choice]]:
+    requests: dict[LayerSignature, list[Choice]] = {}
+    for signature, choice in choices:
+        requests.setdefault(signature, []).append(choice)
+    return requests
+
+
+def _measured(plan: RankPlan, timer: ModelTimer) -> RankPlan:
+    dense_ms, lowrank_ms = timer.latencies_ms(plan)
+    return plan.model_copy(update={"measured_speedup": dense_ms / lowrank_ms})

@@ -1,0 +1,84 @@
+"""From layers to the whole model: what is outside the planned layers, and what layers cost in each other's company.
+
+Latencies of single layers do not add up to the model's: there is work besides them, and fusion and caches treat a
+layer differently alone. Two measurements of the whole model settle both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from lrd_deploy.ranks.source import ModelTimer
+from lrd_deploy.records import RankPlan
+
+_ROUNDS = 4
+_CLOSE_ENOUGH = 0.02  # above the target by at most this share, there is nothing left to win back
+
+
+@dataclass(frozen=True)
+class Correction:
+    """`model = outside_ms + scale × sum of layers`; without a measurement of the model, just the sum."""
+
+    outside_ms: float = 0.0
+    scale: float = 1.0
+
+    def model_ms(self, layers_ms: float) -> float:
+        """Returns what the whole model takes when its layers sum to this."""
+        return self.outside_ms + self.scale * layers_ms
+
+    def predicted_speedup(self, dense_ms: float, lowrank_ms: float) -> float:
+        """Returns the speedup of the whole model, from the sums over layers."""
+        return self.model_ms(dense_ms) / self.model_ms(lowrank_ms)
+
+    def budget_ms(self, dense_ms: float, speedup: float) -> float:
+        """Returns the sum over layers at which the whole model is that much faster; below 0 where none is."""
+        return (self.model_ms(dense_ms) / speedup - self.outside_ms) / self.scale
+
+
+def corrected_until_met(
+    solve: Callable[[Correction], RankPlan], timer: ModelTimer, dense: RankPlan, target: float
+) -> RankPlan:
+    """Returns the plan with the least predicted error whose *measured* speedup is at least the target.
+
+    Each round solves under the correction so far, measures the whole model, and fits the correction to it.
+
+    Args:
+        solve: returns the best plan under a correction.
+        timer: measures a whole model.
+        dense: the plan that keeps every layer.
+        target: the speedup wanted.
+
+    Raises:
+        UsageError: no combination is predicted to be fast enough.
+    """
+    layers_ms = _layers_ms(dense)
+    correction = Correction(outside_ms=timer.latencies_ms(dense)[0] - layers_ms)
+    tried: list[RankPlan] = []
+    for _ in range(_ROUNDS):
+        plan = solve(correction)
+        dense_ms, lowrank_ms = timer.latencies_ms(plan)
+        tried.append(plan.model_copy(update={"measured_speedup": dense_ms / lowrank_ms}))
+        if target <= dense_ms / lowrank_ms <= target * (1 + _CLOSE_ENOUGH):
+            break
+        correction = _fitted(dense_ms, lowrank_ms, layers_ms, _layers_ms(plan), correction)
+    met = [plan for plan in tried if plan.measured_speedup >= target]
+    if met:
+        return min(met, key=lambda plan: plan.predicted_error)
+    fastest = max(tried, key=lambda plan: plan.measured_speedup)
+    note = f"the whole model measured {fastest.measured_speedup:.2f}×, below the target of {target:g}×"
+    return fastest.model_copy(update={"notes": (*fastest.notes, note)})
+
+
+def _layers_ms(plan: RankPlan) -> float:
+    return sum(layer.predicted_latency_ms or 0.0 for layer in plan.layers)
+
+
+def _fitted(
+    dense_ms: float, lowrank_ms: float, dense_layers_ms: float, lowrank_layers_ms: float, before: Correction
+) -> Correction:
+    """The line through both measurements; the old one where they do not span a line."""
+    if dense_layers_ms - lowrank_layers_ms < 0.02 * dense_layers_ms or dense_ms <= lowrank_ms:
+        return before
+    scale = (dense_ms - lowrank_ms) / (dense_layers_ms - lowrank_layers_ms)
+    return Correction(outside_ms=dense_ms - scale * dense_layers_ms, scale=scale)

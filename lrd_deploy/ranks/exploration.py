@@ -1,0 +1,103 @@
+"""Timing the staircases of a model's layers: each distinct layer once, with as few timings as tell its shape."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from lrd_deploy.models.layer import Layer
+from lrd_deploy.ranks.cost import macs
+from lrd_deploy.ranks.source import LatencySource
+from lrd_deploy.ranks.staircase import Staircase, forms, quantum_from, quantum_probes, ranks_to_time
+from lrd_deploy.records import Choice, KeepDense, LayerSignature
+
+_USUAL_QUANTUM = 8  # where no layer is wide enough to tell
+_VOTERS = 3
+_DENSE = KeepDense()
+
+
+@dataclass
+class Exploration:
+    """What a source of latencies has told so far.
+
+    Attributes:
+        source: times layers.
+        quantum: the step of the ranks.
+        known: latencies by layer and choice, in milliseconds per pass.
+    """
+
+    source: LatencySource
+    quantum: int = _USUAL_QUANTUM
+    known: dict[LayerSignature, dict[Choice, float]] = field(default_factory=dict)
+    _asked: set[tuple[LayerSignature, Choice]] = field(default_factory=set)
+
+    @property
+    def timings(self) -> int:
+        """How many latencies were asked for."""
+        return len(self._asked)
+
+    def ask(self, requests: Mapping[LayerSignature, Sequence[Choice]]) -> bool:
+        """Asks for what was not asked for before; tells whether anything new was learned."""
+        fresh = {
+            signature: wanted
+            for signature, choices in requests.items()
+            if (wanted := [choice for choice in choices if (signature, choice) not in self._asked])
+        }
+        if not fresh:
+            return False
+        self._asked.update((signature, choice) for signature, choices in fresh.items() for choice in choices)
+        learned = False
+        for (signature, choice), latency in self.source.latencies_ms(fresh).items():
+            table = self.known.setdefault(signature, {})
+            learned |= choice not in table
+            table[choice] = latency
+        return learned
+
+    def latency_ms(self, signature: LayerSignature, choice: Choice) -> float:
+        """Returns the latency told, or the one that those of the same form predict; infinite where there are none."""
+        table = self.known[signature]
+        if choice in table:
+            return table[choice]
+        alike = {known: latency for known, latency in table.items() if _form(known) == _form(choice)}
+        return Staircase(alike).latency_ms(choice) if alike else float("inf")
+
+
+def explore(layers: Sequence[Layer], source: LatencySource, quantum: int | Literal["auto"]) -> Exploration:
+    """Returns the latencies of every distinct layer, dense and along the staircase of every form.
+
+    Args:
+        layers: refused ones are timed dense only.
+        source: times layers.
+        quantum: the step of the ranks; "auto" finds it on the costliest layers.
+    """
+    found = Exploration(source)
+    found.ask({layer.signature: [_DENSE] for layer in layers if layer.signature})
+    free = tuple(dict.fromkeys(layer.signature for layer in layers if layer.may_be_factorised))
+    found.quantum = _quantum(found, free) if quantum == "auto" else quantum
+    while found.ask({signature: _wanted(found, signature) for signature in free}):
+        pass
+    return found
+
+
+def _wanted(found: Exploration, signature: LayerSignature) -> list[Choice]:
+    known = found.known[signature]
+    return [choice for form in forms(signature) for choice in ranks_to_time(signature, form, found.quantum, known)]
+
+
+def _quantum(found: Exploration, signatures: Sequence[LayerSignature]) -> int:
+    """The step that most of the costliest layers show; the larger of two equally frequent ones."""
+    tellable = [signature for signature in signatures if quantum_probes(signature)]
+    costliest = sorted(tellable, key=lambda signature: macs(signature, _DENSE), reverse=True)[:_VOTERS]
+    found.ask({signature: quantum_probes(signature) for signature in costliest})
+    votes = Counter(
+        quantum_from(probes, found.known[signature].__getitem__)
+        for signature in costliest
+        if found.known[signature].keys() >= set(probes := quantum_probes(signature))
+    )
+    return max(votes, key=lambda quantum: (votes[quantum], quantum)) if votes else _USUAL_QUANTUM
+
+
+def _form(choice: Choice) -> tuple[str, str]:
+    return choice.form, getattr(choice, "kernel_on", "")
