@@ -65,12 +65,11 @@ def in_proportion(signature: LayerSignature, form: Choice, quantum: int) -> list
     if not isinstance(form, Tucker2):
         return list(choices)
     share = signature.out_channels / signature.in_channels
-    nearest = {}
-    for choice in choices:
-        best = nearest.get(choice.rank_in)
-        if best is None or abs(choice.rank_out - share * choice.rank_in) < abs(best.rank_out - share * choice.rank_in):
-            nearest[choice.rank_in] = choice
-    return list(nearest.values())
+    levels = sorted({choice.rank_out for choice in choices})
+    saving = {(choice.rank_in, choice.rank_out): choice for choice in choices}
+    ranks_in = sorted({choice.rank_in for choice in choices})
+    pairs = [(rank, min(levels, key=lambda level, rank=rank: abs(level - share * rank))) for rank in ranks_in]
+    return [saving[pair] for pair in pairs if pair in saving]
 
 
 # The quantum -----------------------------------------------------------------------------------------------------
@@ -79,11 +78,9 @@ def in_proportion(signature: LayerSignature, form: Choice, quantum: int) -> list
 def quantum_probes(signature: LayerSignature) -> tuple[SVD | ChannelSVD, ...]:
     """Returns the ranks whose latencies tell the quantum of a layer; none where it is too thin to tell."""
     form = SVD(rank=1) if signature.pointwise else ChannelSVD(rank=1)
-    (largest,) = largest_ranks(signature, form)
-    start = min(largest // 2, signature.out_channels // 2) // 64 * 64
-    if start < 64:
+    if largest_ranks(signature, form)[0] < 2 * QUANTA[0]:
         return ()
-    return tuple(with_ranks(form, (start + offset,)) for offset in (0, *QUANTA, 1))
+    return tuple(with_ranks(form, (QUANTA[0] + offset,)) for offset in (0, *QUANTA, 1))
 
 
 def quantum_from(probes: Sequence[Choice], latency_ms: Callable[[Choice], float]) -> int:
