@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lrd_deploy.errors import InputError
 from lrd_deploy.records import LayerSignature
 
 
@@ -29,3 +31,26 @@ class Layer:
     def may_be_factorised(self) -> bool:
         """True where the layer's size is known and nothing refuses it."""
         return self.refusal is None and self.signature is not None
+
+
+def skip_refusal(name: str, skip: Sequence[str]) -> str | None:
+    """Returns the refusal of a layer whose name matches one of the recipe's glob patterns, or None."""
+    pattern = next((pattern for pattern in skip if fnmatchcase(name, pattern)), None)
+    return f"the recipe skips '{pattern}'" if pattern else None
+
+
+def nothing_to_factorise(model: str, layers: Sequence[Layer], *, accepted: str) -> InputError:
+    """Returns the error for a model of which every layer must stay dense, with the first refusals in it.
+
+    Args:
+        model: what to call the model.
+        layers: all that were found; all of them refused.
+        accepted: what can be factorised, in the words of the model's format.
+    """
+    refusals = "; ".join(f"'{layer.name}': {layer.refusal}" for layer in layers[:5])
+    return InputError(
+        f"looking for layers of {model} to factorise",
+        found=refusals or "no linear or 2-D convolution layer",
+        accepted=accepted,
+        remedy="choose another model, or shorten 'skip' in the recipe",
+    )

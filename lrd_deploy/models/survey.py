@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 
-from lrd_deploy.errors import InputError
 from lrd_deploy.models.fit import run_once
-from lrd_deploy.models.layer import Layer
+from lrd_deploy.models.layer import Layer, nothing_to_factorise, skip_refusal
 from lrd_deploy.records import LayerSignature
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -39,24 +37,15 @@ def survey(model: nn.Module, example: Tensor, *, skip: tuple[str, ...] = ()) -> 
                 signature=_signature(module, shapes[0]) if shapes else None,
                 calls=len(shapes) or 1,
                 weight=lambda module=module: module.weight.detach().cpu().double().numpy(),
-                refusal=_skipped(name, skip) or elsewhere.get(name) or _refusal(module, shapes, shared),
+                refusal=skip_refusal(name, skip) or elsewhere.get(name) or _refusal(module, shapes, shared),
             )
         )
     order = {name: position for position, name in enumerate(inputs)}
     layers.sort(key=lambda layer: order.get(layer.name, len(order)))
     if all(layer.refusal for layer in layers):
-        raise _nothing_to_factorise(model, layers)
+        accepted = "at least one nn.Linear or nn.Conv2d of one group"
+        raise nothing_to_factorise(type(model).__name__, layers, accepted=accepted)
     return tuple(layers)
-
-
-def _nothing_to_factorise(model: nn.Module, layers: list[Layer]) -> InputError:
-    refusals = "; ".join(f"'{layer.name}': {layer.refusal}" for layer in layers[:5])
-    return InputError(
-        f"looking for layers of {type(model).__name__} to factorise",
-        found=refusals or "no linear or 2-D convolution layer",
-        accepted="at least one nn.Linear or nn.Conv2d of one group",
-        remedy="choose another model, or shorten 'skip' in the recipe",
-    )
 
 
 _READ_DIRECTLY = {nn.MultiheadAttention: ("out_proj",), nn.TransformerEncoderLayer: ("linear1", "linear2")}
@@ -103,11 +92,6 @@ def _shared_parameters(model: nn.Module) -> set[int]:
     """Ids of the parameters that more than one module owns."""
     owners = Counter(id(parameter) for module in model.modules() for parameter in module.parameters(recurse=False))
     return {parameter for parameter, count in owners.items() if count > 1}
-
-
-def _skipped(name: str, skip: tuple[str, ...]) -> str | None:
-    pattern = next((pattern for pattern in skip if fnmatchcase(name, pattern)), None)
-    return f"the recipe skips '{pattern}'" if pattern else None
 
 
 def _refusal(module: nn.Module, shapes: list[tuple[int, ...]], shared: set[int]) -> str | None:
