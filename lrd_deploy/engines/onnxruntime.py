@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from onnx import ModelProto
 
 from lrd_deploy.engines.artifact import artifact_of
 from lrd_deploy.engines.backend import Arrays, BackendStatus, BuildSettings, SessionSettings
@@ -51,6 +52,10 @@ class OnnxRuntime:
         """Loads an ONNX file with every graph optimisation on."""
         return OnnxRuntimeSession(_session(model, _options(settings)))
 
+    def load_in_memory(self, model: ModelProto, settings: SessionSettings) -> OnnxRuntimeSession:
+        """Loads a model that is in no file."""
+        return OnnxRuntimeSession(_session(model, _options(settings)))
+
 
 @dataclass(frozen=True)
 class OnnxRuntimeSession:
@@ -89,14 +94,17 @@ def _options(settings: SessionSettings) -> Any:
     return options
 
 
-def _session(model: Path, options: Any) -> Any:
+def _session(model: Path | ModelProto, options: Any) -> Any:
     import onnxruntime
 
-    read_bytes(model)[:0]  # an unreadable file is told as such
+    in_file = isinstance(model, Path)
+    if in_file:
+        read_bytes(model)[:0]  # an unreadable file is told as such
     try:
-        return onnxruntime.InferenceSession(str(model), options, providers=[_PROVIDER])
+        source = str(model) if in_file else model.SerializeToString()
+        return onnxruntime.InferenceSession(source, options, providers=[_PROVIDER])
     except Exception as exc:  # ONNX Runtime's errors share no base class
-        raise _refused(f"loading '{model}'", exc) from exc
+        raise _refused(f"loading '{model if in_file else model.graph.name}'", exc) from exc
 
 
 def _refused(doing: str, exc: Exception) -> BackendError:
