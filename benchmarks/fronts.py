@@ -27,7 +27,7 @@ Line = dict[str, Any]
 class FrontPoint:
     """One row, averaged over seeds. `speedup` (low, high) encloses every seed's interval; shares are of dense.
 
-    `drop_points` is mean dense accuracy less the row's, in percentage points, over the seeds of the row.
+    `drop_points` is the reference's accuracy less the row's, in percentage points, seed by seed; see `reference_row`.
     """
 
     row: str
@@ -60,16 +60,17 @@ class FrontPoint:
 
 @dataclass(frozen=True)
 class Front:
-    """A model's rows, the dense accuracy, and the refusals by row."""
+    """A model's rows, the row that accuracy is judged by, and the refusals by row."""
 
     model: str
     points: tuple[FrontPoint, ...]
+    reference: str
     refusals: dict[str, str]
 
     @property
     def dense(self) -> float:
-        """The mean accuracy of the dense row."""
-        return next((point.accuracy for point in self.points if point.row == "dense"), 0.0)
+        """The mean accuracy of the reference row."""
+        return next(point.accuracy for point in self.points if point.row == self.reference)
 
     def family(self, *names: str) -> list[FrontPoint]:
         """The points of these families."""
@@ -91,13 +92,21 @@ def front(lines: Sequence[Line], model: str) -> Front:
     """Averages a model's rows over seeds; of lines with different budgets only the last line's budget counts."""
     own = [line for line in lines if line["model"] == model]
     own = [line for line in own if line["budget"] == own[-1]["budget"]]
-    dense = {line["seed"]: line["accuracy"] for line in own if line["row"] == "dense"}
+    reference = reference_row(own)
+    dense = {line["seed"]: line["accuracy"] for line in own if line["row"] == reference}
     by_row: dict[str, list[Line]] = {}
     for line in own:
         by_row.setdefault(line["row"], []).append(line)
     finished = {row: [line for line in found if "accuracy" in line] for row, found in by_row.items()}
     refusals = {line["row"]: line["refusal"] for line in own if "refusal" in line}
-    return Front(model, tuple(_point(row, found, dense) for row, found in finished.items() if found), refusals)
+    points = tuple(_point(row, found, dense) for row, found in finished.items() if found)
+    return Front(model, points, reference, refusals)
+
+
+def reference_row(lines: Sequence[Line]) -> str:
+    """Returns the dense row to judge by: the one that had the compressed models' epochs too, where it was computed."""
+    finished = {line["row"] for line in lines if "accuracy" in line}
+    return "dense, fine-tuned" if "dense, fine-tuned" in finished else "dense"
 
 
 def speed_at_accuracy(points: Sequence[FrontPoint], accuracy: float) -> FrontPoint | None:
@@ -136,7 +145,7 @@ def summary(found: Front) -> str:
     for below in (0.0, 1.0, 2.0):
         wanted = found.dense - below / 100
         cells = [_told(speed_at_accuracy(points, wanted)) for points in kinds.values()]
-        lines.append(f"| {wanted:.2%} (dense − {below:g}), within {WITHIN_POINTS} points | {' | '.join(cells)} |")
+        lines.append(f"| {wanted:.2%} ({found.reference} − {below:g}), within {WITHIN_POINTS} points | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

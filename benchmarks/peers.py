@@ -86,7 +86,7 @@ def compute(task: argparse.Namespace) -> None:
     from lrd_deploy.export.torch_export import export_onnx
     from lrd_deploy.train.loop import accuracy
 
-    images = data(task.seed)
+    images = data(task.model, task.seed)
     started = time.perf_counter()
     try:
         model = PEERS[task.peer](build(task.model, task.weights), images.example()[:2], task.ratio)

@@ -23,7 +23,7 @@ import fronts
 from graph_cost import accuracy_of, graph_cost, graph_digest
 from int8 import quantize
 from peers import PeerRow
-from subjects import PASSES, SUBJECTS, build, data, fine_tune_, train_dense_
+from subjects import SUBJECTS, build, data, fine_tune_, train_dense_
 
 from lrd_deploy.bench.compare import compare
 from lrd_deploy.bench.environment import environment
@@ -155,7 +155,7 @@ class Bout:
         self.folder = arguments.out / model / f"seed-{seed}"
         self.folder.mkdir(parents=True, exist_ok=True)
         self.weights, self.dense_onnx = self.folder / "dense.safetensors", self.folder / "dense.onnx"
-        self.images = data(seed)
+        self.images = data(model, seed)
         self.identity = {"model": model, "seed": seed, "budget": self._budget()}
 
     def run(self, rows: dict[str, Row]) -> None:
@@ -178,7 +178,7 @@ class Bout:
         return {
             "dense_epochs": dense or subject.dense.epochs,
             "epochs": tuning or subject.fine_tune.epochs,
-            "passes": PASSES,
+            **subject.task,
         }
 
     def _ensure_dense(self) -> None:
