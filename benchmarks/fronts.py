@@ -145,7 +145,8 @@ def summary(found: Front) -> str:
     for below in (0.0, 1.0, 2.0):
         wanted = found.dense - below / 100
         cells = [_told(speed_at_accuracy(points, wanted)) for points in kinds.values()]
-        lines.append(f"| {wanted:.2%} ({found.reference} − {below:g}), within {WITHIN_POINTS} points | {' | '.join(cells)} |")
+        asked = f"{wanted:.2%} ({found.reference} − {below:g}), within {WITHIN_POINTS} points"
+        lines.append(f"| {asked} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
