@@ -175,7 +175,7 @@ def plot(found: Front, path: Path) -> Path:
             bars = [[p.speedup - p.low for p in points], [p.high - p.speedup for p in points]]
             axes.errorbar(speeds, accuracies, xerr=bars, fmt="none", color=color, linewidth=0.8, alpha=0.6)
             axes.plot(speeds, accuracies, marker, color=color, markersize=6, label=label)
-            axes.step(*_staircase(points), where="post", color=color, linewidth=1, alpha=0.7)
+            axes.step(*_staircase(points), where="pre", color=color, linewidth=1, alpha=0.7)
     axes.axhline(100 * found.dense, color=ink, linestyle=":", linewidth=1)
     axes.set_xlabel("measured speedup against dense, same machine and process")
     axes.set_ylabel("test accuracy, %, mean over seeds")
