@@ -86,10 +86,10 @@ def compute(task: argparse.Namespace) -> None:
     from lrd_deploy.export.torch_export import export_onnx
     from lrd_deploy.train.loop import accuracy
 
-    images = data(task.model, task.seed)
+    images, dense = data(task.model, task.seed), build(task.model, task.weights)
     started = time.perf_counter()
     try:
-        model = PEERS[task.peer](build(task.model, task.weights), images.example()[:2], task.ratio)
+        model = PEERS[task.peer](dense, images.example()[:2], task.ratio)
         before = accuracy(model, images)
     except Exception as refusal:  # a peer raises whatever it raises; the reason is the row's result
         report = {"refusal": f"{type(refusal).__name__}: {' '.join(str(refusal).split())[:400]}"}
