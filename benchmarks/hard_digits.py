@@ -64,13 +64,16 @@ class PerturbedLoader:
             yield self.perturbation.apply(self.digits[batch], self.generator), self.labels[batch]
 
 
-def make_loaders(
+def make_loaders(  # the arguments are a recipe's keys
+    *,
     seed: int = 0,
     train_images: int = 350,
     noise: float = 0.5,
     batch_size: int = 50,
     passes: int = 4,
     image_size: int = 32,
+    shift: float = 0.12,
+    scale: float = 0.2,
 ) -> tuple[PerturbedLoader, list[tuple[Tensor, Tensor]]]:
     """Returns the training loader and the test batches.
 
@@ -81,6 +84,8 @@ def make_loaders(
         batch_size: of the training batches.
         passes: how many times an epoch shows each training image, perturbed anew.
         image_size: pixels per side.
+        shift: the furthest that a digit moves, as a share of the image's size.
+        scale: the most by which it grows or shrinks.
     """
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
@@ -89,7 +94,7 @@ def make_loaders(
     digits = torch.tensor(stored.images, dtype=torch.float32)[:, None] / 8 - 1  # (n, 1, 8, 8)
     labels = torch.tensor(stored.target)
     train, test = train_test_split(range(len(labels)), train_size=train_images, stratify=labels, random_state=seed)
-    perturbation = Perturbation(noise, shift=0.12, scale=0.2, size=image_size)
+    perturbation = Perturbation(noise, shift, scale, size=image_size)
     images = perturbation.apply(digits, torch.Generator().manual_seed(_TEST_PERTURBATION))
     judged = list(zip(images[test].split(128), labels[test].split(128), strict=True))
     return PerturbedLoader(digits[train], labels[train], perturbation, batch_size, passes), judged
