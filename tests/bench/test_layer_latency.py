@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
+from lrd_deploy.bench.latency_table import LatencyTable
 from lrd_deploy.bench.layer_graph import layer_graph, layer_input
-from lrd_deploy.bench.layer_latency import MeasuredLatency
+from lrd_deploy.bench.layer_latency import EngineCalls, MeasuredLatency
 from lrd_deploy.engines import SessionSettings, runtime
 from lrd_deploy.engines.fake import FakeBackend
-from lrd_deploy.errors import InputError
 from lrd_deploy.models.survey import survey
 from lrd_deploy.ranks.cost import output_size
 from lrd_deploy.records import SVD, KeepDense, LayerSignature, Tucker2
@@ -25,7 +25,8 @@ SCRIPT = {"dense.onnx": 5.0, "tucker2_16_16.onnx": 2.0}
 
 def measured(store, **scripts):
     backend = FakeBackend({name: repeat(latency) for name, latency in (SCRIPT | scripts).items()})
-    return MeasuredLatency(batch=2, threads=1, store=store, backend=backend, clock=backend.clock), backend
+    layers = EngineCalls(backend)
+    return MeasuredLatency(batch=2, threads=1, store=store, layers=layers, clock=backend.clock), backend
 
 
 def test_every_choice_gets_its_latency(tmp_path):
@@ -51,20 +52,34 @@ def test_rows_of_other_conditions_are_not_used(tmp_path):
     assert backend.log
 
 
-def test_a_line_cut_short_by_a_kill_is_measured_again(tmp_path):
-    store = tmp_path / "t.jsonl"
-    measured(store)[0].latencies_ms({SIGNATURE: CHOICES})
-    store.write_text(store.read_text()[:-30])
-    again, backend = measured(store)
-    assert len(again.latencies_ms({SIGNATURE: CHOICES})) == 2
-    assert backend.log
-    assert len(measured(store)[0].latencies_ms({SIGNATURE: CHOICES})) == 2
+def test_a_later_request_is_scaled_to_the_first_dense(tmp_path):
+    measured(tmp_path / "t.jsonl")[0].latencies_ms({SIGNATURE: CHOICES[:1]})
+    slower, _ = measured(tmp_path / "t.jsonl", **{"dense.onnx": 10.0, "tucker2_16_16.onnx": 4.0})
+    latencies = slower.latencies_ms({SIGNATURE: CHOICES})
+    assert latencies[SIGNATURE, CHOICES[0]] == 5.0
+    assert latencies[SIGNATURE, CHOICES[1]] == pytest.approx(2.0)
 
 
-def test_a_table_of_something_else_is_refused(tmp_path):
-    (tmp_path / "t.jsonl").write_text('{"a": 1}\n')
-    with pytest.raises(InputError, match="a line that is no latency row"):
-        measured(tmp_path / "t.jsonl")[0].latencies_ms({SIGNATURE: CHOICES})
+def test_timings_that_will_not_settle_are_kept_but_not_used_and_told(tmp_path):
+    def restless(store):
+        jumps = (latency for _ in repeat(None) for latency in [2.0] * 12 + [4.0] * 12)
+        backend = FakeBackend({"dense.onnx": repeat(5.0), "tucker2_16_16.onnx": jumps})
+        return MeasuredLatency(batch=2, threads=1, store=store, layers=EngineCalls(backend), clock=backend.clock)
+
+    latency = restless(tmp_path / "t.jsonl")
+    assert latency.latencies_ms({SIGNATURE: CHOICES}) == {(SIGNATURE, KeepDense()): 5.0}
+    assert "would not settle" in latency.notes[0]
+    assert "tucker2 16, 16" in latency.notes[0]
+    (row,) = [row for row in LatencyTable.read(tmp_path / "t.jsonl").rows.values() if row.choice == CHOICES[1]]
+    assert not row.settled
+
+
+def test_rows_of_other_tables_are_used_under_the_same_conditions(tmp_path):
+    measured(tmp_path / "t.jsonl")[0].latencies_ms({SIGNATURE: CHOICES})
+    elsewhere, backend = measured(tmp_path / "empty.jsonl")
+    elsewhere.known = LatencyTable.read(tmp_path / "t.jsonl")
+    assert elsewhere.latencies_ms({SIGNATURE: CHOICES})[SIGNATURE, CHOICES[1]] == 2.0
+    assert backend.log == []
 
 
 @pytest.mark.parametrize(
