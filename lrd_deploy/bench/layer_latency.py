@@ -78,6 +78,7 @@ class MeasuredLatency:
         layers: makes layers callable; ONNX Runtime sessions unless told otherwise.
         known: rows of other tables, used where they were measured under the same conditions.
         work: what a call is: a forward pass, or a training step.
+        table: the rows of the store.
     """
 
     batch: int
@@ -91,7 +92,7 @@ class MeasuredLatency:
     work: str = "inference"
 
     def __post_init__(self) -> None:
-        self._table = LatencyTable.read(self.store) if self.store.exists() else LatencyTable()
+        self.table = LatencyTable.read(self.store) if self.store.exists() else LatencyTable()
         self._unsettled: set[str] = set()
 
     @property
@@ -130,7 +131,7 @@ class MeasuredLatency:
 
     def _known(self) -> dict[tuple[LayerSignature, Choice], float]:
         conditions = self.conditions
-        return self.known.usable(conditions) | self._table.usable(conditions)
+        return self.known.usable(conditions) | self.table.usable(conditions)
 
     def _measure(self, signature: LayerSignature, missing: Sequence[Choice], dense_ms: float | None) -> None:
         choices = [_DENSE, *(choice for choice in missing if choice != _DENSE)]
@@ -139,15 +140,15 @@ class MeasuredLatency:
             rows = self._timed(signature, choices, _LONGER * _SECONDS_PER_CHOICE)
         dense, *others = rows
         scale = dense_ms / dense.latency_ms if dense_ms else 1.0
-        self._table.add(MeasuredEnvironment(environment=self.environment))
+        self.table.add(MeasuredEnvironment(environment=self.environment))
         if dense_ms is None:
             # Every speedup needs dense, so it counts even where it is noisy, and the plan says so.
             self._note(dense)
-            self._table.add(dense.model_copy(update={"settled": True}))
+            self.table.add(dense.model_copy(update={"settled": True}))
         for row in others:
             self._note(row)
-            self._table.add(row.model_copy(update={"latency_ms": row.latency_ms * scale}))
-        self._table.write(self.store)
+            self.table.add(row.model_copy(update={"latency_ms": row.latency_ms * scale}))
+        self.table.write(self.store)
 
     def _note(self, row: LatencyRow) -> None:
         if not row.settled:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import typer
 
-from lrd_deploy.cli import bench, build, doctor, export, plan, report, rewrite, run, train, verify
+from lrd_deploy.cli import bench, build, calibrate, doctor, export, plan, report, rewrite, run, train, verify
 from lrd_deploy.errors import LrdError
 from lrd_deploy.version import __version__
 
@@ -33,6 +33,7 @@ VERBS = (
     ("report", report.report),
     ("doctor", doctor.doctor),
 )
+GROUPS = (("calibrate", "Measure once, and keep it.", (("latency", calibrate.latency),)),)
 
 
 def _version_wanted(wanted: bool) -> None:
@@ -62,6 +63,12 @@ def make_app() -> typer.Typer:
 
     for name, function in VERBS:
         app.command(name)(function)
+    for name, help_text, verbs in GROUPS:
+        group = typer.Typer(help=help_text, no_args_is_help=True, rich_markup_mode=None)
+        group.callback()(lambda: None)  # a group of one verb is still a group
+        for verb, function in verbs:
+            group.command(verb)(function)
+        app.add_typer(group, name=name)
     return app
 
 

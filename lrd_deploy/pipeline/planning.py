@@ -7,22 +7,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lrd_deploy.bench.environment import environment
 from lrd_deploy.engines.inputs import repeated
 from lrd_deploy.errors import UsageError
 from lrd_deploy.models.layer import Layer
+from lrd_deploy.observer import Observer
 from lrd_deploy.pipeline.workspace import Workspace
 from lrd_deploy.ranks.evidence import Evidence
 from lrd_deploy.ranks.source import BalancedLatency, LatencySource, ModelTimer
+from lrd_deploy.recipe import Recipe
 from lrd_deploy.recipe.policies import EnergyRank, LatencyRank, PaperRank, Policy, UniformRank
 from lrd_deploy.records import KeepDense, RankPlan, RankStudy
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from lrd_deploy.bench.latency_table import Conditions
+    from lrd_deploy.bench.layer_latency import MeasuredLatency
     from lrd_deploy.models.data import Data
 
 
@@ -54,7 +56,7 @@ def plan_model(work: Workspace, model: nn.Module, data: Data) -> Planned:
     check_finite(layers)
     evidence = gather(work, model, data, layers)
     if not isinstance(recipe.ranks, LatencyRank):
-        source = inference_latency(work) if measures(recipe.ranks) else None
+        source = _inference(work) if measures(recipe.ranks) else None
         planned = Planned(plan_ranks(layers, recipe.ranks, source, evidence), None)
     else:
         planned = _by_latency(work, model, data, layers, evidence)
@@ -84,44 +86,39 @@ def calibration_batches(work: Workspace, data: Data) -> list[Tensor]:
     return taken
 
 
-def inference_latency(work: Workspace) -> LatencySource:
-    """Returns latencies on the deployment backend: measured here, or those of the recipe's tables."""
+def measured_inference(recipe: Recipe, store: Path, observer: Observer) -> MeasuredLatency:
+    """Returns latencies on the deployment backend, as the recipe's `bench` section says, kept in `store`."""
     from lrd_deploy.bench.layer_latency import MeasuredLatency
 
-    bench = work.recipe.bench
-    measured = MeasuredLatency(
-        batch=bench.batch, threads=bench.threads, store=work.path("latency.jsonl"), observer=work.observer
-    )
-    return _from_tables(work, measured)
+    return MeasuredLatency(batch=recipe.bench.batch, threads=recipe.bench.threads, store=store, observer=observer)
 
 
-def training_latency(work: Workspace, data: Data) -> LatencySource:
-    """Returns latencies of training steps in PyTorch on all cores, under the recipe's freezing."""
+def measured_training(recipe: Recipe, data: Data, store: Path, observer: Observer) -> MeasuredLatency:
+    """Returns latencies of training steps in PyTorch on all cores, under the recipe's freezing, kept in `store`."""
     from lrd_deploy.bench.layer_latency import MeasuredLatency
     from lrd_deploy.bench.layer_training import TrainingCalls
     from lrd_deploy.models.data import batches
 
-    settings = work.recipe.fine_tune
-    measured = MeasuredLatency(
+    settings = recipe.fine_tune
+    return MeasuredLatency(
         batch=len(next(iter(batches(data.train)))[0]),
         threads=environment().cores,
-        store=work.path("latency.jsonl"),
-        observer=work.observer,
+        store=store,
+        observer=observer,
         layers=TrainingCalls(settings.freezing, channels_last=settings.channels_last),
         work="training",
     )
-    return _from_tables(work, measured)
 
 
-def _from_tables(work: Workspace, measured: Any) -> LatencySource:
-    """The tables where they are of another machine; else measurements that start from what they hold."""
+def with_tables(measured: MeasuredLatency, tables: Sequence[Path]) -> LatencySource:
+    """Returns the tables where they are of another machine; else measurements that start from what they hold."""
     from lrd_deploy.bench.latency_table import LatencyTable
     from lrd_deploy.bench.stored_latency import StoredLatency, stored_conditions
 
-    if not work.recipe.tables:
+    if not tables:
         return measured
-    table = LatencyTable.read_all(work.recipe.tables)
-    conditions: Conditions = stored_conditions(table, measured.conditions)
+    table = LatencyTable.read_all(tables)
+    conditions = stored_conditions(table, measured.conditions)
     if conditions == measured.conditions:
         measured.known = table
         return measured
@@ -133,9 +130,9 @@ def _by_latency(work: Workspace, model: nn.Module, data: Data, layers: Sequence[
     from lrd_deploy.ranks.choose import plan_ranks
 
     policy = work.recipe.ranks
-    source = inference_latency(work)
+    source = _inference(work)
     if policy.training_weight > 0:
-        source = _balanced(source, training_latency(work, data), layers, policy.training_weight)
+        source = _balanced(source, _training(work, data), layers, policy.training_weight)
     planner = LatencyPlanner(layers, policy, source, evidence)
     here = source.environment is not None and source.environment.fingerprint == environment().fingerprint
     if not here or policy.training_weight > 0:
@@ -150,6 +147,15 @@ def _by_latency(work: Workspace, model: nn.Module, data: Data, layers: Sequence[
     ]
     front = (*study.front, *(point for point in others if point is not None))
     return Planned(plan, study.model_copy(update={"front": front}))
+
+
+def _inference(work: Workspace) -> LatencySource:
+    return with_tables(measured_inference(work.recipe, work.path("latency.jsonl"), work.observer), work.recipe.tables)
+
+
+def _training(work: Workspace, data: Data) -> LatencySource:
+    store = work.path("latency.jsonl")
+    return with_tables(measured_training(work.recipe, data, store, work.observer), work.recipe.tables)
 
 
 def _compared(quantum: int) -> list[tuple[str, Policy]]:

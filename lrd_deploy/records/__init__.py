@@ -27,7 +27,15 @@ from lrd_deploy.records.layers import (
     TwoFactors,
 )
 from lrd_deploy.records.measurement import Comparison, Latency, Ratio, TrainingSpeedup
-from lrd_deploy.records.plan import FrontPoint, LayerStudy, PlannedLayer, RankPlan, RankPoint, RankStudy
+from lrd_deploy.records.plan import (
+    CalibratedLatencies,
+    FrontPoint,
+    LayerStudy,
+    PlannedLayer,
+    RankPlan,
+    RankPoint,
+    RankStudy,
+)
 from lrd_deploy.records.record import Record
 from lrd_deploy.records.run import Pair, RunRecord
 from lrd_deploy.records.training import Epoch, FrozenGroup, TrainedModel
@@ -35,6 +43,7 @@ from lrd_deploy.records.training import Epoch, FrozenGroup, TrainedModel
 __all__ = [
     "SVD",
     "Applied",
+    "CalibratedLatencies",
     "ChannelSVD",
     "Choice",
     "Comparison",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -84,3 +85,16 @@ class RankStudy(Record):
     layers: tuple[LayerStudy, ...]
     front: tuple[FrontPoint, ...]
     timings: int
+
+
+class CalibratedLatencies(Record):
+    """What one calibration added to a latency table; `rows` is how many the table has now."""
+
+    path: Path
+    fingerprint: str
+    work: Literal["inference", "training"]
+    layers: int
+    rows_written: int
+    rows: int
+    quantum: int
+    notes: tuple[str, ...] = ()

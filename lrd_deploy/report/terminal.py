@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -10,8 +11,16 @@ from rich.markup import escape
 from rich.table import Table
 
 from lrd_deploy.bench.diagnosis import Diagnosis
-from lrd_deploy.records import Comparison, OutputDifference, RankPlan, RewriteReport, RunRecord, TrainedModel
-from lrd_deploy.report.wording import choice_name, comparison_rows, milliseconds, speedup
+from lrd_deploy.records import (
+    CalibratedLatencies,
+    Comparison,
+    OutputDifference,
+    RankPlan,
+    RewriteReport,
+    RunRecord,
+    TrainedModel,
+)
+from lrd_deploy.report.wording import choice_name, comparison_rows, milliseconds, plan_sentences, speedup
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
@@ -52,8 +61,8 @@ def run_summary(record: RunRecord, folder: str) -> RenderableType:
     )
 
 
-def plan_table(plan: RankPlan) -> RenderableType:
-    """One row per layer, and the totals."""
+def plan_table(plan: RankPlan, figures: Sequence[Path] = ()) -> RenderableType:
+    """One row per layer, the totals, what to know about them, and where the pictures are."""
     rows = [
         (
             layer.name,
@@ -71,9 +80,26 @@ def plan_table(plan: RankPlan) -> RenderableType:
         f"parameters {plan.lowrank_parameters / plan.dense_parameters:.0%}, "
         f"MACs {plan.lowrank_macs / plan.dense_macs:.0%} of dense"
     )
-    if plan.predicted_speedup is not None:
-        totals += f"; predicted speedup {plan.predicted_speedup:.2f}×"
-    return Group(table(("layer", "shape", "dense ms", "choice", "ms", "error", "why"), rows), totals)
+    lines = [totals, *plan_sentences(plan), *(f"note: {note}" for note in plan.notes)]
+    lines += [f"picture: {figure}" for figure in figures]
+    columns = ("layer", "shape", "dense ms", "choice", "ms", "error", "why")
+    return Group(table(columns, rows), *(escape(line) for line in lines))
+
+
+def figures_of(folder: Path) -> list[Path]:
+    """Returns the pictures that the plan stage left in a run's folder."""
+    return sorted((folder / "plan").glob("*.svg"))
+
+
+def calibration_table(done: CalibratedLatencies) -> RenderableType:
+    """What was measured, and how to use it."""
+    lines = [
+        f"{done.layers} layers timed for {done.work}: {done.rows_written} new rows, {done.rows} in {done.path}",
+        f"ranks step by {done.quantum} on this machine ({done.fingerprint})",
+        *(f"note: {note}" for note in done.notes),
+        f"use it anywhere: lrd-deploy plan RECIPE --table {done.path}",
+    ]
+    return Group(*(escape(line) for line in lines))
 
 
 def training_table(trained: TrainedModel) -> RenderableType:

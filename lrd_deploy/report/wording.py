@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lrd_deploy.records import Choice, KeepDense, Latency, Pair, Ratio, RunRecord
+from lrd_deploy.records import Choice, KeepDense, Latency, Pair, RankPlan, Ratio, RunRecord
 
 
 def speedup(ratio: Ratio) -> str:
@@ -32,6 +32,19 @@ def share(pair: Pair) -> str:
 def choice_name(choice: Choice) -> str:
     """Returns "dense", "svd 32" or "tucker2 16, 32"."""
     return "dense" if isinstance(choice, KeepDense) else str(choice)
+
+
+def plan_sentences(plan: RankPlan) -> list[str]:
+    """Returns what a plan expects of the whole model, and what a quick look at it found."""
+    if plan.predicted_speedup is None:
+        return []
+    text = f"predicted speedup {plan.predicted_speedup:.2f}×"
+    if plan.measured_speedup is not None:
+        text += f", {plan.measured_speedup:.2f}× measured on the whole model"
+    sentences = [f"{text}; ranks step by {plan.quantum}"]
+    if plan.predicted_error is not None:
+        sentences.append(f"predicted relative error of the outputs before fine-tuning: {plan.predicted_error:.3f}")
+    return sentences
 
 
 def comparison_rows(record: RunRecord) -> list[tuple[str, str, str, str]]:
