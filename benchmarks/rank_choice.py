@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import fronts
 from graph_cost import accuracy_of, graph_cost, graph_digest
@@ -27,32 +27,20 @@ from subjects import SUBJECTS, build, data, fine_tune_, train_dense_
 
 from lrd_deploy.bench.compare import compare
 from lrd_deploy.bench.environment import environment
-from lrd_deploy.bench.layer_latency import MeasuredLatency
 from lrd_deploy.decompose.surgery import decompose_
 from lrd_deploy.errors import LrdError
 from lrd_deploy.export.torch_export import INPUT, export_onnx
 from lrd_deploy.models.source import save_weights
-from lrd_deploy.models.survey import survey
-from lrd_deploy.ranks.choose import plan_ranks
-from lrd_deploy.ranks.cost import saves_parameters
-from lrd_deploy.recipe.policies import LatencyRank, Policy, UniformRank
-from lrd_deploy.recipe.settings import Bench
-from lrd_deploy.records import SVD, Choice, Comparison, KeepDense, LayerSignature, PlannedLayer, RankPlan, Tucker2
-
-if TYPE_CHECKING:
-    from torch import nn
+from lrd_deploy.observer import SilentObserver
+from lrd_deploy.pipeline.planning import plan_model, planned_metrics
+from lrd_deploy.pipeline.workspace import Workspace
+from lrd_deploy.recipe import LatencyRank, PaperRank, Policy, Recipe, UniformRank
+from lrd_deploy.recipe.settings import Bench, Calibration, PythonData, TransformersConfig
+from lrd_deploy.records import Comparison
 
 BENCH = Bench(batch=8, threads=1, launches=4, rounds=20)
 SKIP = ("classifier*",)  # as the peers are told
 OPSET = 20
-
-
-@dataclass(frozen=True)
-class RoundedUp:
-    """The formula's ranks, raised to a multiple: what rounding the other way costs."""
-
-    alpha: float
-    multiple: int
 
 
 @dataclass(frozen=True)
@@ -69,31 +57,32 @@ class Int8Row:
 
 @dataclass(frozen=True)
 class PolicyRow:
-    """The dense model decomposed at a policy's ranks."""
+    """The dense model decomposed at a policy's ranks; `weighted` by its inputs, or plainly, as published."""
 
-    policy: Policy | RoundedUp
+    policy: Policy
+    weighted: bool = False
 
 
 UNIFORM_ROWS = {
-    "formula, alpha 2": UniformRank(alpha=2),
-    "alpha 2, up to 8": RoundedUp(alpha=2, multiple=8),
-    "alpha 2, floored to 8": UniformRank(alpha=2, round_to=8),
-    "alpha 2, floored to 16": UniformRank(alpha=2, round_to=16),
-    "alpha 2, floored to 32": UniformRank(alpha=2, round_to=32),
-    "alpha 1.5, floored to 16": UniformRank(alpha=1.5, round_to=16),
-    "alpha 3, floored to 16": UniformRank(alpha=3, round_to=16),
-    "alpha 4, floored to 16": UniformRank(alpha=4, round_to=16),
-    "alpha 6, floored to 16": UniformRank(alpha=6, round_to=16),
+    "formula, alpha 2": PolicyRow(UniformRank(alpha=2)),
+    "alpha 2, up to 8": PolicyRow(UniformRank(alpha=2, round_to=8, rounding="up")),
+    "alpha 2, floored to 8": PolicyRow(UniformRank(alpha=2, round_to=8)),
+    "alpha 2, floored to 16": PolicyRow(UniformRank(alpha=2, round_to=16)),
+    "alpha 2, floored to 16, weighted": PolicyRow(UniformRank(alpha=2, round_to=16), weighted=True),
+    "alpha 2, floored to 32": PolicyRow(UniformRank(alpha=2, round_to=32)),
+    "alpha 1.5, floored to 16": PolicyRow(UniformRank(alpha=1.5, round_to=16)),
+    "alpha 3, floored to 16": PolicyRow(UniformRank(alpha=3, round_to=16)),
+    "alpha 4, floored to 16": PolicyRow(UniformRank(alpha=4, round_to=16)),
+    "alpha 6, floored to 16": PolicyRow(UniformRank(alpha=6, round_to=16)),
 }
-
-# POLICY ROWS: add policies here, as (name, policy object). -------------------------------------------------------
 # A name that starts with "latency" is compared in the summary with the best uniform row and the best peer.
-POLICY_ROWS = {
-    "latency, 2×": LatencyRank(target_speedup=2.0),
-    "latency, 3×": LatencyRank(target_speedup=3.0),
+MEASURED_ROWS = {
+    "paper, alpha 2": PolicyRow(PaperRank(alpha=2)),
+    **{
+        f"latency, {target:g}×": PolicyRow(LatencyRank(target_speedup=target), weighted=True)
+        for target in (1.5, 2, 3, 4, 5)
+    },
 }
-# -----------------------------------------------------------------------------------------------------------------
-
 PEER_ROWS = {
     **{f"AIMET weight SVD {ratio}, multiplicity 8": PeerRow("aimet", ratio) for ratio in (0.5, 0.35, 0.25)},
     **{f"Torch-Pruning {ratio}, round_to 16": PeerRow("pruning", ratio) for ratio in (0.2, 0.3, 0.45, 0.6)},
@@ -104,12 +93,12 @@ Row = DenseRow | Int8Row | PolicyRow | PeerRow
 
 def all_rows(*, peers: bool) -> dict[str, Row]:
     """Every row by its name, dense first."""
-    policies = {**UNIFORM_ROWS, **POLICY_ROWS}
     return {
         "dense": DenseRow(fine_tuned=False),
         "dense, fine-tuned": DenseRow(fine_tuned=True),
         "dense INT8": Int8Row(),
-        **{name: PolicyRow(policy) for name, policy in policies.items()},
+        **UNIFORM_ROWS,
+        **MEASURED_ROWS,
         **(PEER_ROWS if peers else {}),
     }
 
@@ -220,23 +209,48 @@ class Bout:
             case Int8Row():
                 quantize(self.dense_onnx, onnx, calibration(self.images))
                 return {}
-            case PolicyRow(policy):
-                module = build(self.model, self.weights)
-                plan = self._plan(module, policy)
-                return {"ranks": rank_list(plan), **self._fine_tuned(decompose_(module, plan), onnx)}
+            case PolicyRow():
+                return self._decomposed(row, onnx)
             case PeerRow():
                 task = ["--model", self.model, "--seed", str(self.seed), "--weights", str(self.weights)]
                 task += ["--epochs", str(self.identity["budget"]["epochs"])]
                 return row.run(self.arguments.peers / "bin" / "python", task, onnx)
 
-    def _plan(self, module: nn.Module, policy: Policy | RoundedUp) -> RankPlan:
-        layers = survey(module, self.images.example()[:1], skip=SKIP)
-        if isinstance(policy, RoundedUp):
-            return rounded_up(plan_ranks(layers, UniformRank(alpha=policy.alpha)), policy.multiple)
-        store = self.arguments.out / "layer-latency.jsonl"
-        return plan_ranks(layers, policy, MeasuredLatency(batch=BENCH.batch, threads=BENCH.threads, store=store))
+    def _decomposed(self, row: PolicyRow, onnx: Path) -> dict[str, Any]:
+        """Plans as `lrd-deploy plan` does, decomposes and fine-tunes."""
+        started = time.perf_counter()
+        module, work = build(self.model, self.weights), self._workspace(row)
+        plan = plan_model(work, module, self.images).plan
+        seconds = time.perf_counter() - started
+        decompose_(module, plan, planned_metrics(work, module, self.images, plan))
+        return {
+            "ranks": [str(layer.choice) for layer in plan.layers],
+            "plan_seconds": round(seconds, 1),
+            "predicted_speedup": plan.predicted_speedup,
+            "planned_speedup": plan.measured_speedup,
+            "predicted_error": plan.predicted_error,
+            **self._fine_tuned(module, onnx),
+        }
 
-    def _fine_tuned(self, module: nn.Module, onnx: Path) -> dict[str, Any]:
+    def _workspace(self, row: PolicyRow) -> Workspace:
+        """A folder that all rows share, so that no layer is timed twice."""
+        subject = SUBJECTS[self.model]
+        recipe = Recipe(
+            name=self.model,
+            model=TransformersConfig(transformers=subject.config),
+            data=PythonData(python="hard_digits:make_loaders", arguments=subject.task),
+            dense=subject.dense,
+            ranks=row.policy,
+            fine_tune=subject.fine_tune,
+            calibration=Calibration(samples=256 if row.weighted else 0),
+            skip=SKIP,
+            bench=BENCH,
+            seed=self.seed,
+        )
+        self.images.train.generator.manual_seed(self.seed)
+        return Workspace(recipe, None, self.arguments.out, SilentObserver())
+
+    def _fine_tuned(self, module: Any, onnx: Path) -> dict[str, Any]:
         started = time.perf_counter()
         fine_tune_(module, self.model, self.seed, self.arguments.epochs)
         seconds = time.perf_counter() - started
@@ -293,46 +307,6 @@ def calibration(images: Any, count: int = 8) -> Iterator[Any]:
         if number == count:
             return
         yield inputs.numpy()
-
-
-def rounded_up(plan: RankPlan, multiple: int) -> RankPlan:
-    """Raises every rank of a plan to a multiple; a layer that this makes no smaller stays dense."""
-    layers = tuple(layer if isinstance(layer.choice, KeepDense) else _raised(layer, multiple) for layer in plan.layers)
-    return plan.model_copy(update={"layers": layers})
-
-
-def _raised(layer: PlannedLayer, multiple: int) -> PlannedLayer:
-    choice: Choice = KeepDense()
-    match layer.choice:
-        case SVD(rank=rank):
-            choice = SVD(rank=_up(rank, multiple))
-        case Tucker2(rank_in=rank_in, rank_out=rank_out):
-            choice = Tucker2(rank_in=_up(rank_in, multiple), rank_out=_up(rank_out, multiple))
-    if not _compresses(layer.signature, choice):
-        return layer.model_copy(update={"choice": KeepDense(), "reason": f"nothing is saved by {choice}"})
-    return layer.model_copy(update={"choice": choice})
-
-
-def _compresses(signature: LayerSignature, choice: Choice) -> bool:
-    """Ranks within the channels, and fewer weights."""
-    narrow = min(signature.in_channels, signature.out_channels)
-    match choice:
-        case SVD(rank=rank):
-            fits = rank < narrow
-        case Tucker2(rank_in=rank_in, rank_out=rank_out):
-            fits = rank_in <= signature.in_channels and rank_out <= signature.out_channels
-        case _:
-            return False
-    return fits and saves_parameters(signature, choice)
-
-
-def _up(rank: int, multiple: int) -> int:
-    return -(-rank // multiple) * multiple
-
-
-def rank_list(plan: RankPlan) -> list[str]:
-    """The choice of every planned layer, in order."""
-    return [str(layer.choice) for layer in plan.layers]
 
 
 if __name__ == "__main__":

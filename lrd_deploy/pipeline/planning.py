@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from lrd_deploy.bench.layer_latency import MeasuredLatency
     from lrd_deploy.models.data import Data
+    from lrd_deploy.ranks.metric import Metric
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,19 @@ def calibration_batches(work: Workspace, data: Data) -> list[Tensor]:
         if sum(map(len, taken)) >= wanted:
             break
     return taken
+
+
+def planned_metrics(work: Workspace, model: nn.Module, data: Data, plan: RankPlan) -> dict[str, Metric]:
+    """Returns how to weigh the error of the planned layers, from the calibration samples that the plan saw too."""
+    from lrd_deploy.decompose.evidence import input_moments, metrics_of
+    from lrd_deploy.models.survey import survey
+
+    settings = work.recipe.calibration
+    if settings.samples == 0:
+        return {}
+    planned = {layer.name for layer in plan.factorised}
+    layers = [layer for layer in survey(model, data.example()[:1]) if layer.name in planned]
+    return metrics_of(input_moments(model, layers, calibration_batches(work, data)), damping=settings.damping)[0]
 
 
 def measured_inference(recipe: Recipe, store: Path, observer: Observer) -> MeasuredLatency:

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from lrd_deploy.models.data import Data
-    from lrd_deploy.ranks.metric import Metric
 
 _WEIGHTS = "model.safetensors"
 
@@ -112,32 +111,19 @@ def _make_lowrank(work: Workspace, dense: TrainedModel, plan: RankPlan, key: str
     from lrd_deploy.decompose.batchnorm import reestimate_batchnorm_
     from lrd_deploy.decompose.surgery import decompose_
     from lrd_deploy.models.data import batches
+    from lrd_deploy.pipeline.planning import planned_metrics
     from lrd_deploy.train.loop import accuracy
 
     settings, data = work.recipe.fine_tune, build_data(work)
     work.observer.note(f"decomposing {len(plan.factorised)} layers")
     _seed(work)
     model = build_model(work, dense.weights)
-    decompose_(model, plan, _metrics(work, model, data, plan))
+    decompose_(model, plan, planned_metrics(work, model, data, plan))
     _seed(work)
     reestimate_batchnorm_(model, islice((inputs for inputs, _ in batches(data.train)), settings.batchnorm_batches))
     before = accuracy(model, data)
     epochs = _trained(work, work.scratch("lowrank", key), model, data, settings)
     return _stored(work, "lowrank", model, data, epochs=epochs, accuracy_before=before)
-
-
-def _metrics(work: Workspace, model: nn.Module, data: Data, plan: RankPlan) -> dict[str, Metric]:
-    """How to weigh the error of the planned layers; the same calibration samples as the plan saw."""
-    from lrd_deploy.decompose.evidence import input_moments, metrics_of
-    from lrd_deploy.models.survey import survey
-    from lrd_deploy.pipeline.planning import calibration_batches
-
-    settings = work.recipe.calibration
-    if settings.samples == 0:
-        return {}
-    planned = {layer.name for layer in plan.factorised}
-    layers = [layer for layer in survey(model, data.example()[:1]) if layer.name in planned]
-    return metrics_of(input_moments(model, layers, calibration_batches(work, data)), damping=settings.damping)[0]
 
 
 def _trained(work: Workspace, scratch: Path, model: nn.Module, data: Data, settings: Training) -> tuple[Epoch, ...]:
