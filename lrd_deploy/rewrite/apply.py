@@ -66,13 +66,13 @@ def _apply_(graph: gs.Graph, rules: Sequence[Rule]) -> tuple[tuple[Applied, ...]
     applied: list[Applied] = []
     skipped: list[Skipped] = []
     for rule in rules:
-        for place in rule.match(graph):
-            name = place.name
-            reason = rule.check(place)
+        for chain in rule.match(graph):
+            name = chain.name
+            reason = rule.check(graph, chain)
             if reason:
                 skipped.append(Skipped(rule=rule.name, node=name, reason=reason))
             else:
-                applied.append(Applied(rule=rule.name, node=name, change=rule.rewrite(place)))
+                applied.append(Applied(rule=rule.name, node=name, change=rule.rewrite(chain)))
     return tuple(applied), tuple(skipped)
 
 

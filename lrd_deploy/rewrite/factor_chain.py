@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 # Nodes that can follow each other as factors: convolutions, or matrix products of either spelling.
 _FACTOR_NAMES = {("down", "up"), ("first", "core", "last")}
 _FAMILY = {"Conv": "convolution", "Gemm": "product", "MatMul": "product"}
-FACTOR_DTYPES = (np.float16, np.float32, np.float64)
 Array = NDArray[np.floating]
 
 
@@ -19,7 +18,6 @@ Array = NDArray[np.floating]
 class FactorChain:
     """`down, up` or `first, core, last`: nodes in data-flow order, each feeding the next and nothing else."""
 
-    graph: gs.Graph
     nodes: tuple[gs.Node, ...]
 
     @property
@@ -56,28 +54,28 @@ def find_chains(graph: gs.Graph) -> list[FactorChain]:
         for length in (3, 2):
             candidate = tuple(run[:length])
             if len(candidate) == length and _is_narrow_inside(candidate):
-                chains.append(FactorChain(graph, candidate))
+                chains.append(FactorChain(candidate))
                 used.update(id(member) for member in candidate)
                 break
     return chains
 
 
-def check_chain(chain: FactorChain) -> str | None:
+def check_chain(graph: gs.Graph, chain: FactorChain) -> str | None:
     """Returns why no rule may touch this chain, or None."""
-    outputs = {id(value) for value in chain.graph.outputs}
+    outputs = {id(value) for value in graph.outputs}
     for value in chain.inner:
         if id(value) in outputs:
             return f"the value between its factors is the graph output '{value.name}'"
         if len(value.outputs) > 1:
             return f"the value between its factors is read by {len(value.outputs)} nodes"
     for node in chain.nodes:
-        if not carries_channels_through(node):
+        if not _carries_channels_through(node):
             return f"'{node.name}' scales or transposes its input"
         if not _bias_is_plain(node):
             return f"the bias of '{node.name}' is no constant with one value per channel"
         if node.op == "Conv" and node.attrs.get("group", 1) != 1:
             return f"'{node.name}' is a grouped convolution"
-        if weight(node).dtype not in FACTOR_DTYPES:
+        if weight(node).dtype not in (np.float16, np.float32, np.float64):
             return f"the weight of '{node.name}' is {weight(node).dtype}, which this rule does not handle"
     return None
 
@@ -131,15 +129,6 @@ def is_pointwise(node: gs.Node) -> bool:
     return node.op != "Conv" or weight(node).shape[2:] == (1, 1)
 
 
-def carries_channels_through(node: gs.Node) -> bool:
-    """True where nothing but the weight and the bias acts on the channels."""
-    if node.op != "Gemm":
-        return True
-    return (
-        node.attrs.get("alpha", 1.0) == 1.0 and node.attrs.get("beta", 1.0) == 1.0 and not node.attrs.get("transA", 0)
-    )
-
-
 def _run_from(node: gs.Node, members: set[int]) -> list[gs.Node]:
     """The node and at most two followers of its kind, each reached through the data input."""
     run = [node]
@@ -178,3 +167,11 @@ def _bias_is_plain(node: gs.Node) -> bool:
     if not _has_bias(node):
         return True
     return isinstance(node.inputs[2], gs.Constant) and tuple(node.inputs[2].shape) == (out_channels(node),)
+
+
+def _carries_channels_through(node: gs.Node) -> bool:
+    if node.op != "Gemm":
+        return True
+    return (
+        node.attrs.get("alpha", 1.0) == 1.0 and node.attrs.get("beta", 1.0) == 1.0 and not node.attrs.get("transA", 0)
+    )

@@ -38,9 +38,9 @@ class MergeFactors:
         """The chains asked for."""
         return [chain for chain in find_chains(graph) if self.only is None or chain.name in self.only]
 
-    def check(self, chain: FactorChain) -> str | None:
+    def check(self, graph: gs.Graph, chain: FactorChain) -> str | None:
         """Refuses a bias that padding would cut at the borders, and inner strides that a single node cannot have."""
-        refusal = check_chain(chain)
+        refusal = check_chain(graph, chain)
         if refusal:
             return refusal
         for node, follower in zip(chain.nodes, chain.nodes[1:], strict=False):

@@ -39,9 +39,9 @@ class PadRank:
         """Every factor chain."""
         return find_chains(graph)
 
-    def check(self, chain: FactorChain) -> str | None:
+    def check(self, graph: gs.Graph, chain: FactorChain) -> str | None:
         """Refuses ranks that are multiples already, and ranks that padding would make as wide as the layer."""
-        refusal = check_chain(chain)
+        refusal = check_chain(graph, chain)
         if refusal:
             return refusal
         if all(rank % self.quantum == 0 for rank in chain.ranks):
