@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -86,13 +85,10 @@ class DecomposeNode:
         """Puts the factors between the node's input and its output; the node itself goes."""
         dense, choice = chosen.node, chosen.choice
         factors = self.factorise(weight(dense), choice)
-        nodes = [
-            _factor_node(dense, shape, getattr(factors, shape.name))
-            for shape in factor_shapes(in_channels(dense), out_channels(dense), choice)
-        ]
-        for node, follower in pairwise(nodes):
-            value = gs.Variable(f"{node.name}.output", dtype=weight(node).dtype)
-            node.outputs, follower.inputs[0] = [value], value
+        nodes, source = [], dense.inputs[0]
+        for shape in factor_shapes(in_channels(dense), out_channels(dense), choice):
+            nodes.append(_factor_node(dense, shape, getattr(factors, shape.name), source))
+            source = nodes[-1].outputs[0]
         nodes[-1].inputs.extend(dense.inputs[2:])
         output = dense.outputs[0]
         detach(dense)
@@ -128,16 +124,18 @@ def _unfit(node: gs.Node, choice: Choice) -> str | None:
     return None
 
 
-def _factor_node(dense: gs.Node, shape: FactorShape, array: Array) -> gs.Node:
-    """A node like the dense one, with its input, the factor's weight and windows, and no output yet."""
+def _factor_node(dense: gs.Node, shape: FactorShape, array: Array, source: gs.Tensor) -> gs.Node:
+    """A node of the dense one's kind, with the factor's weight and windows, from `source` to a value of its own."""
+    dtype, name = weight(dense).dtype, f"{dense.name}.{shape.name}"
     node = gs.Node(
         op=dense.op,
-        name=f"{dense.name}.{shape.name}",
+        name=name,
         attrs=dict(dense.attrs),
-        inputs=list(dense.inputs[:2]),
+        inputs=[source, gs.Variable.empty()],
+        outputs=[gs.Variable(f"{name}.output", dtype=dtype)],
         domain=dense.domain,
     )
-    set_weight(node, array.astype(weight(dense).dtype, copy=False), f"{node.name}.weight")
+    set_weight(node, array.astype(dtype, copy=False), f"{name}.weight")
     if node.op == "Conv":
         height, width = (
             window if placed else Window() for window, placed in zip(windows(dense), shape.places, strict=True)
