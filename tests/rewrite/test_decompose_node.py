@@ -7,7 +7,7 @@ from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from lrd_deploy.bench.layer_graph import layer_graph, layer_input
-from lrd_deploy.decompose.factorize import svd_factors
+from lrd_deploy.decompose.factorize import factors_of, svd_factors
 from lrd_deploy.engines import SessionSettings, runtime
 from lrd_deploy.export.onnx_file import write_model
 from lrd_deploy.ranks.forms import largest_ranks
@@ -87,16 +87,29 @@ def gemm(attributes="transB=1", bias=""):
 
 
 @forms
-def test_the_graph_computes_what_the_form_has_always_meant(signature, choice):
-    """The factors of a graph and those of a module are the same arrays in the same places."""
-    after, applied, _ = apply_rules(dense_graph(signature), [DecomposeNode({"fc": choice})])
+def test_factors_compute_what_a_node_with_their_product_does(signature, choice):
+    dense = dense_graph(signature)
+    after, applied, _ = apply_rules(dense, [DecomposeNode({"fc": choice})])
     assert applied[0].change == f"dense to {choice}"
-    like = layer_graph(signature, choice)
-    weights = {tensor.name: tuple(tensor.dims) for tensor in after.graph.initializer}
-    expected = {tensor.name: tuple(tensor.dims) for tensor in like.graph.initializer}
-    nodes = [node for node in after.graph.node if node.op_type != "Add"]
-    assert [weights[node.input[1]] for node in nodes] == [expected[f"w{number}"] for number in range(len(nodes))]
-    assert in_reference(after, layer_input(signature, 2)).shape == in_reference(like, layer_input(signature, 2)).shape
+    (stored,) = (tensor for tensor in dense.graph.initializer if len(tensor.dims) > 1)
+    weight = numpy_helper.to_array(stored)
+    is_matrix = weight.ndim == 2  # (in, out), as these graphs multiply
+    product = factors_of(weight.T if is_matrix else weight, choice).product().astype(np.float32)
+    stored.CopyFrom(numpy_helper.from_array(product.T if is_matrix else product, stored.name))
+    x = layer_input(signature, 2)
+    close(in_reference(after, x), in_reference(dense, x), signature, 5)
+
+
+@forms
+def test_factors_have_the_shapes_that_are_timed_for_the_form(signature, choice):
+    after, _, _ = apply_rules(dense_graph(signature), [DecomposeNode({"fc": choice})])
+    timed = layer_graph(signature, choice)
+    one, other = (
+        [dims[node.input[1]] for node in graph.graph.node if node.op_type != "Add"]
+        for graph in (after, timed)
+        for dims in [{tensor.name: tuple(tensor.dims) for tensor in graph.graph.initializer}]
+    )
+    assert one == other
 
 
 @forms
