@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import get_args
 
 import onnx
 import onnx_graphsurgeon as gs
@@ -15,6 +16,7 @@ from onnx_graphsurgeon.util.exception import OnnxGraphSurgeonException
 from lrd_deploy.errors import InputError
 from lrd_deploy.export.onnx_file import read_model, write_model
 from lrd_deploy.files import sha256_of
+from lrd_deploy.ranks.forms import FactorName
 from lrd_deploy.records import Applied, RewriteReport, Skipped
 from lrd_deploy.rewrite.rule import Rule
 
@@ -66,13 +68,13 @@ def _apply_(graph: gs.Graph, rules: Sequence[Rule]) -> tuple[tuple[Applied, ...]
     applied: list[Applied] = []
     skipped: list[Skipped] = []
     for rule in rules:
-        for chain in rule.match(graph):
-            name = chain.name
-            reason = rule.check(graph, chain)
+        for match in rule.match(graph):
+            name = match.name
+            reason = rule.check(graph, match)
             if reason:
                 skipped.append(Skipped(rule=rule.name, node=name, reason=reason))
             else:
-                applied.append(Applied(rule=rule.name, node=name, change=rule.rewrite(chain)))
+                applied.append(Applied(rule=rule.name, node=name, change=rule.rewrite(match)))
     return tuple(applied), tuple(skipped)
 
 
@@ -129,7 +131,7 @@ def _check_names(graph: gs.Graph) -> None:
 
 
 def _copy_metadata(before: ModelProto, after: ModelProto) -> None:
-    """Carries over metadata and doc strings of the model, the graph, and every node that kept its name."""
+    """Carries over metadata and doc strings of the model, the graph, and every node; a factor has its layer's."""
     for field in ("model_version", "domain"):
         if getattr(before, field):
             setattr(after, field, getattr(before, field))
@@ -138,9 +140,16 @@ def _copy_metadata(before: ModelProto, after: ModelProto) -> None:
     after.doc_string, after.graph.doc_string = before.doc_string, before.graph.doc_string
     nodes = {node.name: node for node in before.graph.node}
     for node in after.graph.node:
-        if node.name in nodes:
-            _copy_properties(nodes[node.name], node)
-            node.doc_string = nodes[node.name].doc_string
+        source = nodes.get(node.name) or nodes.get(_layer_of(node.name))
+        if source is not None:
+            _copy_properties(source, node)
+            node.doc_string = source.doc_string
+
+
+def _layer_of(name: str) -> str | None:
+    """The layer that a node is named as a factor of, or None."""
+    layer, _, factor = name.rpartition(".")
+    return layer if factor in get_args(FactorName) else None
 
 
 def _copy_properties(before: object, after: object) -> None:

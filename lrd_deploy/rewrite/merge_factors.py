@@ -8,17 +8,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from lrd_deploy.decompose.factorize import SVDFactors, Tucker2Factors
-from lrd_deploy.rewrite.factor_chain import (
-    Array,
-    FactorChain,
-    bias,
-    check_chain,
-    find_chains,
-    is_pointwise,
-    matrix,
-    set_matrix,
-    weight,
-)
+from lrd_deploy.rewrite.factor_chain import FactorChain, check_chain, find_chains
+from lrd_deploy.rewrite.weighted_node import Array, bias, detach, set_weight, weight
+from lrd_deploy.rewrite.window import Window, Windows, pads_in_one_way, set_windows, windows
 
 
 @dataclass(frozen=True)
@@ -28,7 +20,8 @@ class MergeFactors:
     pattern:  x ─ down ─ up ─ y            x ─ first ─ core ─ last ─ y
     rewrite:  x ─ up·down ─ y              x ─ core ×₁ last ×₂ first ─ y
 
-    Exact up to rounding: the product is formed in float64. `only` names the chains to merge; None merges all.
+    Each spatial axis keeps the kernel, stride, padding and dilation of the factor that places it. Exact up to rounding:
+    the product is formed in float64. `only` names the chains to merge; None merges all.
     """
 
     only: frozenset[str] | None = None
@@ -39,68 +32,69 @@ class MergeFactors:
         return [chain for chain in find_chains(graph) if self.only is None or chain.name in self.only]
 
     def check(self, graph: gs.Graph, chain: FactorChain) -> str | None:
-        """Refuses a bias that padding would cut at the borders, and inner strides that a single node cannot have."""
-        refusal = check_chain(graph, chain)
-        if refusal:
-            return refusal
-        for node, follower in zip(chain.nodes, chain.nodes[1:], strict=False):
-            if bias(node) is not None and _pads(follower):
-                return f"'{node.name}' has a bias, which the padding of '{follower.name}' would cut at the borders"
-        placed = _placed(chain)
-        for node in chain.nodes:
-            if node is not placed and (_pads(node) or _strides(node)):
-                return f"'{node.name}' strides or pads beside '{placed.name}'"
-        return None
+        """Refuses a bias that padding would cut at the borders, and windows that a single node cannot have."""
+        return check_chain(graph, chain) or _cut_bias(chain) or _clashing_windows(chain)
 
     def rewrite(self, chain: FactorChain) -> str:
-        """Gives the node that places the kernel the product and the chain's output; the others go."""
-        name, before, placed, last = chain.name, chain.ranks, _placed(chain), chain.nodes[-1]
-        dtype, merged_bias, source = weight(last).dtype, _merged_bias(chain), chain.nodes[0].inputs[0]
-        product = _product(chain).astype(dtype)
-        if placed.op == "Conv":
-            kernel = product if product.ndim == 4 else product[:, :, None, None]
-            placed.inputs[1] = gs.Constant(f"{name}.merged_weight", kernel)
-            placed.attrs["kernel_shape"] = list(kernel.shape[2:])
-        else:
-            set_matrix(placed, product, f"{name}.merged_weight")
-        placed.inputs = [source, placed.inputs[1]]
+        """Gives one node the product, the windows of all, and the chain's ends; the others go."""
+        name, ranks, dtype = chain.name, chain.ranks, weight(chain.nodes[-1]).dtype
+        product, merged_bias, placed = _product(chain), _merged_bias(chain), _windows(chain)
+        source, output = chain.nodes[0].inputs[0], chain.nodes[-1].outputs[0]
+        kept = next((node for node in chain.nodes if node.op == "Gemm"), chain.nodes[0])  # a MatMul holds no bias
+        set_weight(kept, product.astype(dtype), f"{name}.merged_weight")
+        constants = [kept.inputs[1]]
         if merged_bias is not None:
-            placed.inputs.append(gs.Constant(f"{name}.merged_bias", merged_bias.astype(dtype)))
-        output = last.outputs[0]
+            constants.append(gs.Constant(f"{name}.merged_bias", merged_bias.astype(dtype)))
         for node in chain.nodes:
-            node.outputs.clear()
-        placed.outputs = [output]
-        placed.name = name
-        return f"{len(chain.nodes)} factors of rank {', '.join(map(str, before))} merged"
+            detach(node)
+        kept.inputs, kept.outputs, kept.name = [source, *constants], [output], name
+        if kept.op == "Conv":
+            set_windows(kept, placed)
+        return f"{len(chain.nodes)} factors of rank {', '.join(map(str, ranks))} merged"
 
 
-def _placed(chain: FactorChain) -> gs.Node:
-    """The node that the merged one takes its attributes from.
+def _cut_bias(chain: FactorChain) -> str | None:
+    """Padding inside the chain is with zeros, while an inner bias reaches every pixel of its own output."""
+    for position, node in enumerate(chain.nodes):
+        padding = next((later for later in chain.nodes[position + 1 :] if _pads(later)), None)
+        if bias(node) is not None and padding is not None:
+            return f"'{node.name}' has a bias, which the padding of '{padding.name}' would cut at the borders"
+    return None
 
-    For convolutions the one that strides, pads or spans pixels; for products a Gemm, which can hold a bias.
-    """
-    if len(chain.nodes) == 3 and chain.nodes[1].op == "Conv":
-        return chain.nodes[1]
-    special = (node for node in chain.nodes if _strides(node) or _pads(node) or node.op == "Gemm")
-    return next(special, chain.nodes[0])
+
+def _clashing_windows(chain: FactorChain) -> str | None:
+    for axis, along in zip(("height", "width"), _by_axis(chain), strict=True):
+        placing = [node.name for node, window in zip(chain.nodes, along, strict=True) if window != Window()]
+        if len(placing) > 1:
+            return f"'{placing[0]}' and '{placing[1]}' both span, stride or pad along the {axis}"
+    if not pads_in_one_way(_windows(chain)):
+        return "its factors pad by auto_pad along one axis and in another way along the other"
+    return None
+
+
+def _windows(chain: FactorChain) -> Windows:
+    """The merged node's: along each axis that of the factor that places it."""
+    height, width = (next((window for window in along if window != Window()), Window()) for along in _by_axis(chain))
+    return height, width
+
+
+def _by_axis(chain: FactorChain) -> tuple[tuple[Window, ...], tuple[Window, ...]]:
+    """All windows along the height, and all along the width."""
+    heights, widths = zip(*(windows(node) for node in chain.nodes), strict=True)
+    return heights, widths
 
 
 def _pads(node: gs.Node) -> bool:
-    return any(node.attrs.get("pads", ())) or node.attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID")
-
-
-def _strides(node: gs.Node) -> bool:
-    return any(stride != 1 for stride in node.attrs.get("strides", ()))
+    return any(window.pads != (0, 0) for window in windows(node))
 
 
 def _product(chain: FactorChain) -> Array:
     if len(chain.nodes) == 2:
-        down, up = chain.nodes
-        return SVDFactors(matrix(down), matrix(up)).product()  # (out, in)
-    first, core, last = chain.nodes
-    if is_pointwise(core):
-        return SVDFactors(matrix(core).astype(np.float64) @ matrix(first), matrix(last)).product()  # (out, in)
-    return Tucker2Factors(matrix(first), weight(core), matrix(last)).product()  # (out, in, kh, kw)
+        return SVDFactors(*map(weight, chain.nodes)).product()  # (out, in) or (out, in, kh, kw)
+    first, core, last = map(weight, chain.nodes)
+    if core.ndim == 2:
+        return SVDFactors(core.astype(np.float64) @ first, last).product()  # (out, in)
+    return Tucker2Factors(first[:, :, 0, 0], core, last[:, :, 0, 0]).product()  # (out, in, kh, kw)
 
 
 def _merged_bias(chain: FactorChain) -> Array | None:
@@ -117,4 +111,5 @@ def _merged_bias(chain: FactorChain) -> Array | None:
 
 def _summed_over_pixels(node: gs.Node) -> Array:
     """What a node does to an input that is the same at every pixel: (out, in)."""
-    return weight(node).astype(np.float64).sum((2, 3)) if node.op == "Conv" else matrix(node).astype(np.float64)
+    array = weight(node).astype(np.float64)
+    return array.sum((2, 3)) if array.ndim == 4 else array

@@ -8,25 +8,15 @@ from itertools import pairwise
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from lrd_deploy.rewrite.factor_chain import (
-    Array,
-    FactorChain,
-    bias,
-    check_chain,
-    find_chains,
-    in_channels,
-    matrix,
-    out_channels,
-    set_matrix,
-    weight,
-)
+from lrd_deploy.rewrite.factor_chain import FactorChain, check_chain, find_chains
+from lrd_deploy.rewrite.weighted_node import Array, bias, set_weight, weight
 
 
 @dataclass(frozen=True)
 class PadRank:
     """Pads the inner channels of a factor chain to multiples of `quantum`.
 
-    pattern:  x ─ down (r×in) ─ up (out×r) ─ y         and the same with a k×k core between two 1×1s
+    pattern:  x ─ down (r×in) ─ up (out×r) ─ y         whatever pixels either spans; or first ─ core ─ last
     rewrite:  x ─ down (r'×in) ─ up (out×r') ─ y       r' the next multiple; new rows and columns are zero
 
     Exact: the new channels are zero and meet zero weights, so every sum gains only zeros.
@@ -40,16 +30,15 @@ class PadRank:
         return find_chains(graph)
 
     def check(self, graph: gs.Graph, chain: FactorChain) -> str | None:
-        """Refuses ranks that are multiples already, and ranks that padding would make as wide as the layer."""
+        """Refuses ranks that are multiples already, and ranks that padding would take past exact factors."""
         refusal = check_chain(graph, chain)
         if refusal:
             return refusal
         if all(rank % self.quantum == 0 for rank in chain.ranks):
             return f"its {_ranks(chain.ranks)} already on the quantum {self.quantum}"
-        limits = _widths_outside(chain)
-        for rank, limit in zip(self._padded(chain), limits, strict=True):
-            if rank > limit:
-                return f"a rank of {rank} would exceed the layer's {limit} channels"
+        for rank, largest in zip(self._padded(chain), chain.largest_ranks, strict=True):
+            if rank > largest:
+                return f"a rank of {rank} would exceed {largest}, at which factors of its shape are exact"
         return None
 
     def rewrite(self, chain: FactorChain) -> str:
@@ -70,19 +59,9 @@ def _ranks(ranks: tuple[int, ...]) -> str:
     return f"rank {ranks[0]} is" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))} are"
 
 
-def _widths_outside(chain: FactorChain) -> tuple[int, ...]:
-    """What each rank may grow to: beyond it, factors would be wider than the layer they stand for."""
-    width_in, width_out = in_channels(chain.nodes[0]), out_channels(chain.nodes[-1])
-    return (width_in, width_out) if len(chain.nodes) == 3 else (min(width_in, width_out),)
-
-
 def _pad_node(node: gs.Node, width_in: int | None, width_out: int | None, *, suffix: str) -> None:
     """Grows a node's weight, and its bias, to these widths; None leaves that side as it is."""
-    name = f"{node.name}.weight_{suffix}"
-    if node.op == "Conv":
-        node.inputs[1] = gs.Constant(name, _grown(weight(node), width_out, width_in))
-    else:
-        set_matrix(node, _grown(matrix(node), width_out, width_in), name)
+    set_weight(node, _grown(weight(node), width_out, width_in), f"{node.name}.weight_{suffix}")
     if width_out is not None and bias(node) is not None:
         node.inputs[2] = gs.Constant(f"{node.name}.bias_{suffix}", _grown(bias(node), width_out))
 

@@ -1,19 +1,25 @@
+from collections import OrderedDict
+
 import numpy as np
 import onnx
 import pytest
 import torch
 from torch import nn
 
+from lrd_deploy.decompose.layers import SVDConv2d, Tucker2Conv2d
 from lrd_deploy.decompose.surgery import decompose_
 from lrd_deploy.engines import SessionSettings, runtime
 from lrd_deploy.engines.difference import compare_outputs, rounding_tolerance
 from lrd_deploy.errors import InputError, StorageError
-from lrd_deploy.export.onnx_file import read_model
+from lrd_deploy.export.names import refreshed_origins
+from lrd_deploy.export.onnx_file import read_model, write_model
 from lrd_deploy.export.torch_export import export_onnx
 from lrd_deploy.models.survey import survey
 from lrd_deploy.ranks.choose import plan_ranks
 from lrd_deploy.recipe import UniformRank
+from lrd_deploy.records import ChannelSVD, SpatialSVD, Tucker2
 from lrd_deploy.rewrite.apply import apply_rules
+from lrd_deploy.rewrite.merge_factors import MergeFactors
 from lrd_deploy.rewrite.pad_rank import PadRank
 
 EXAMPLE = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -93,6 +99,60 @@ def test_every_chain_that_was_decomposed_is_found_again_in_the_graph(exported):
     _, path, _ = exported
     _, applied, skipped = apply_rules(read_model(path), [PadRank(1000)])
     assert {entry.node for entry in (*applied, *skipped)} == {"conv", "pointwise", "tokens", "head"}
+
+
+FORMS = {
+    "kernel_first": ChannelSVD(rank=5),
+    "kernel_last": ChannelSVD(rank=5, kernel_on="up"),
+    "spatial": SpatialSVD(rank=5),
+    "tucker": Tucker2(rank_in=5, rank_out=6),
+}
+
+
+@pytest.fixture(scope="module")
+def exported_forms(tmp_path_factory):
+    """One layer of each form for convolutions; no activation keeps neighbours apart."""
+    torch.manual_seed(0)
+    dense = {name: nn.Conv2d(8, 8, (3, 5), stride=(1 + (name == "spatial"), 1), padding=(1, 2)) for name in FORMS}
+    stem = nn.Conv2d(3, 8, 1)
+    layers = {
+        name: (Tucker2Conv2d if name == "tucker" else SVDConv2d).from_dense(layer, FORMS[name])
+        for name, layer in dense.items()
+    }
+    net = nn.Sequential(OrderedDict(stem=stem, **layers)).eval()
+    path = tmp_path_factory.mktemp("forms") / "forms.onnx"
+    return net, path, export_onnx(net, EXAMPLE, path, opset=20)
+
+
+def test_factors_of_every_form_are_named_after_their_module(exported_forms):
+    _, _, record = exported_forms
+    factors = {name: ("first", "core", "last") if name == "tucker" else ("down", "up") for name in FORMS}
+    assert [(origin.node, origin.module, origin.factor) for origin in record.origins] == [
+        ("stem", "stem", "dense"),
+        *((f"{name}.{factor}", name, factor) for name in FORMS for factor in factors[name]),
+    ]
+
+
+@pytest.mark.parametrize(("rule", "nodes"), [(PadRank(4), 10), (MergeFactors(), 5)], ids=["padded", "merged"])
+def test_every_form_can_be_padded_and_merged_after_export(exported_forms, tmp_path, rule, nodes):
+    net, path, record = exported_forms
+    model, applied, skipped = apply_rules(read_model(path), [rule])
+    assert {entry.node for entry in applied} == set(FORMS)
+    assert skipped == ()
+    weighted = [node.name for node in model.graph.node if node.op_type == "Conv"]
+    assert len(weighted) == nodes
+    assert [origin.node for origin in refreshed_origins(model, record.origins)] == [
+        origin.node for origin in record.origins if origin.node in weighted
+    ]
+    write_model(model, tmp_path / "rewritten.onnx")
+    session = runtime("onnxruntime").load(tmp_path / "rewritten.onnx", SessionSettings())
+
+    @torch.no_grad()
+    def in_torch(inputs):
+        return {"logits": net(torch.from_numpy(inputs["images"])).numpy()}
+
+    tolerance = rounding_tolerance(read_model(path))
+    assert compare_outputs(in_torch, session.run, [{"images": EXAMPLE.numpy()}], tolerance).passed
 
 
 def test_the_model_is_left_in_its_mode(tmp_path):

@@ -2,14 +2,45 @@
 
 from pathlib import Path
 
+import numpy as np
 import onnx
 
+from lrd_deploy.decompose.factorize import SVDFactors, Tucker2Factors
+from lrd_deploy.ranks.matricisation import Matricisation, as_kernel
+from lrd_deploy.records import SVD, ChannelSVD, SpatialSVD, Tucker2
 from lrd_deploy.rewrite.apply import apply_rules
+from lrd_deploy.rewrite.decompose_node import DecomposeNode
 from lrd_deploy.rewrite.merge_factors import MergeFactors
 from lrd_deploy.rewrite.pad_rank import PadRank
 
 GRAPHS = Path(__file__).parents[2] / "graphs"
-RULES = {"pad_rank": PadRank(quantum=4), "merge_factors": MergeFactors()}
+CHOICES = {
+    "fc": SVD(rank=4),
+    "pointwise": SVD(rank=2),
+    "channel": ChannelSVD(rank=8),
+    "channel_kernel_last": ChannelSVD(rank=2, kernel_on="up"),
+    "spatial": SpatialSVD(rank=4),
+    "tucker": Tucker2(rank_in=2, rank_out=3),
+}
+
+
+def factors_without_arithmetic(weight, choice):
+    """Exact factors of full rank, an identity and the weight itself: golden text must not depend on a BLAS."""
+    if isinstance(choice, Tucker2):
+        eye_out, eye_in = (np.eye(width, dtype=weight.dtype) for width in weight.shape[:2])
+        return Tucker2Factors(eye_in, weight, eye_out)
+    reading, kernel = Matricisation.of(choice), as_kernel(weight)
+    matrix = reading.matrix(kernel)
+    eye = np.eye(matrix.shape[1], dtype=weight.dtype)
+    down, up = reading.down(eye, kernel.shape), reading.up(matrix, kernel.shape)
+    return SVDFactors(down[:, :, 0, 0], up[:, :, 0, 0]) if weight.ndim == 2 else SVDFactors(down, up)
+
+
+RULES = {
+    "pad_rank": PadRank(quantum=4),
+    "merge_factors": MergeFactors(),
+    "decompose_node": DecomposeNode(CHOICES, factors_without_arithmetic),
+}
 CASES = sorted(GRAPHS.glob("*/*.before.txt"))
 
 

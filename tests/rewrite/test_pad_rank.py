@@ -5,7 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
 
+from lrd_deploy.bench.layer_graph import layer_graph, layer_input
 from lrd_deploy.errors import InputError
+from lrd_deploy.records import ChannelSVD, LayerSignature, SpatialSVD, Tucker2
 from lrd_deploy.rewrite.apply import apply_rules
 from lrd_deploy.rewrite.pad_rank import PadRank
 from tests.rewrite.graph_text import DOWN, PAIR, UP, model
@@ -40,7 +42,9 @@ def test_a_rank_on_the_quantum_is_left_alone():
 
 
 def test_padding_past_the_layer_is_refused():
-    assert refusals(model(DOWN, UP, weights=PAIR), quantum=8) == ["a rank of 8 would exceed the layer's 4 channels"]
+    assert refusals(model(DOWN, UP, weights=PAIR), quantum=8) == [
+        "a rank of 8 would exceed 4, at which factors of its shape are exact"
+    ]
 
 
 def test_an_inner_value_with_a_second_reader_is_refused():
@@ -71,9 +75,67 @@ def test_a_grouped_core_is_refused():
 
 
 def test_wide_neighbours_and_activations_in_between_are_no_factors():
-    wide = model(DOWN, UP, weights=(("a", (4, 4)), ("b", (4, 4))))
+    wide = model(DOWN.replace("fc.", "one."), UP, weights=(("a", (4, 4)), ("b", (4, 4))))
     active = model(DOWN.replace(" h ", " p "), '["r"] h = Relu (p)', UP, weights=PAIR)
     assert refusals(wide) == refusals(active) == []
+
+
+def test_factors_that_are_named_so_are_found_at_full_rank_too():
+    wide = model(DOWN, UP, weights=(("a", (4, 4)), ("b", (4, 4))))
+    assert refusals(wide) == ["its rank 4 is already on the quantum 4"]
+
+
+def test_a_neighbour_takes_no_factor_from_a_named_chain():
+    graph = model(
+        '["dense"] d = Gemm <transB=1> (x, w)',
+        DOWN.replace("(x,", "(d,"),
+        UP,
+        weights=(*PAIR, ("w", (4, 4))),
+    )
+    _, applied, _ = apply_rules(graph, [PadRank(4)])
+    assert [entry.node for entry in applied] == ["fc"]
+
+
+CONV = {"kind": "conv2d", "in_channels": 2, "out_channels": 3, "kernel": (3, 5), "spatial": (9, 8)}
+FORMS = {
+    "kernel first": (ChannelSVD(rank=2), 3),
+    "kernel last": (ChannelSVD(rank=1, kernel_on="up"), 2),
+    "spatial": (SpatialSVD(rank=5), 6),
+    "tucker2": (Tucker2(rank_in=1, rank_out=2), None),
+}
+
+
+@pytest.mark.parametrize(("choice", "largest"), FORMS.values(), ids=FORMS)
+def test_a_form_pads_up_to_the_rank_at_which_it_is_exact(choice, largest):
+    signature = LayerSignature(**CONV, stride=(2, 1), padding=(1, 2))
+    before = layer_graph(signature, choice)
+    if largest is None:
+        assert refusals(before, quantum=3)[0].startswith("a rank of 3 would exceed 2,")
+        return
+    assert refusals(before, quantum=largest + 1) == [
+        f"a rank of {largest + 1} would exceed {largest}, at which factors of its shape are exact"
+    ]
+    after, applied, _ = apply_rules(before, [PadRank(largest)])
+    assert applied[0].change == f"rank {choice.rank} is padded to {largest}"
+    x = layer_input(signature, 2)
+    one, other = (ReferenceEvaluator(m).run(None, {"x": x})[0] for m in (before, after))
+    np.testing.assert_allclose(other, one, rtol=0, atol=sum_tolerance(np.float32, 2 * 15 + 6, np.abs(one).max() + 1))
+
+
+def test_a_form_at_full_rank_without_names_is_no_chain():
+    full = layer_graph(LayerSignature(**CONV), ChannelSVD(rank=3))
+    assert refusals(full) == []
+
+
+def test_two_convolutions_that_span_one_axis_are_no_factors():
+    graph = model(
+        '["c.down"] h = Conv (x, a)',
+        '["c.up"] y = Conv (h, b)',
+        inputs="float[batch,4,9,9] x",
+        outputs="float[batch,4,h,w] y",
+        weights=(("a", (2, 4, 3, 1)), ("b", (4, 2, 3, 3))),
+    )
+    assert refusals(graph) == []
 
 
 def test_a_shared_weight_is_copied_before_it_is_changed():
