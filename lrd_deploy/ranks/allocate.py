@@ -61,7 +61,7 @@ def allocate(options: Sequence[Sequence[Candidate]], budget: Budget) -> list[Can
     for name in ("latency_ms", "loss", "parameters"):
         limit = getattr(budget, name)
         if limit is not None:
-            scale = limit or 1.0  # HiGHS' tolerances are absolute
+            scale = abs(limit) or 1.0  # HiGHS' tolerances are absolute
             constraints.append(LinearConstraint(_column(flat, name)[None, :] / scale, -np.inf, limit / scale))
     goal = _column(flat, "loss" if budget.latency_ms is not None else "latency_ms")
     solution = milp(

@@ -63,10 +63,13 @@ class LatencyPlanner:
         Raises:
             UsageError: no combination of candidates meets it; the message says what the nearest does.
         """
-        if timer is None or self.policy.target_speedup is None:
-            plan = self._solved(Correction())
-            return plan if timer is None else _measured(plan, timer)
-        return corrected_until_met(self._solved, timer, self._dense_plan(), self.policy.target_speedup)
+        target = self.policy.target_speedup
+        if timer is not None and target is not None:
+            return corrected_until_met(self._solved, timer, self._dense_plan(), self._fastest_plan(), target)
+        plan = self._solved(Correction())
+        if plan is None:
+            raise out_of_reach(self._options(), self._goal())
+        return plan if timer is None else _measured(plan, timer)
 
     def study(self, plan: RankPlan) -> RankStudy:
         """Returns what was seen on the way to a plan: each layer's points, and the front that all layers make."""
@@ -155,14 +158,14 @@ class LatencyPlanner:
 
     # Solving -------------------------------------------------------------------------------------------------
 
-    def _solved(self, correction: Correction) -> RankPlan:
-        """The best combination under the goal, every chosen latency measured where the source can."""
+    def _solved(self, correction: Correction) -> RankPlan | None:
+        """The best combination under the goal, every chosen latency measured where the source can; None if none is."""
         for _ in range(_ROUNDS):
             options = self._options()
             dense_ms = sum(layer[0].latency_ms for layer in options)
             chosen = allocate(options, self._budget(options, correction))
             if chosen is None:
-                raise out_of_reach(options, self._goal())
+                return None
             pairs = zip(self.layers, chosen, strict=True)
             if not self.staircases.ask(
                 _grouped([(layer.signature, one.choice) for layer, one in pairs if layer.signature])
@@ -210,6 +213,12 @@ class LatencyPlanner:
     def _dense_plan(self) -> RankPlan:
         options = self._options()
         return self._plan_of(options, [layer[0] for layer in options], 1.0)
+
+    def _fastest_plan(self) -> RankPlan:
+        options = self._options()
+        fastest = [min(layer, key=lambda candidate: candidate.latency_ms) for layer in options]
+        dense_ms = sum(layer[0].latency_ms for layer in options)
+        return self._plan_of(options, fastest, dense_ms / sum(candidate.latency_ms for candidate in fastest))
 
     def _explained(self, layer: Layer, options: Sequence[Candidate], chosen: Candidate) -> PlannedLayer:
         dense = options[0]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from lrd_deploy.errors import UsageError
 from lrd_deploy.ranks.source import ModelTimer
 from lrd_deploy.records import RankPlan
 
@@ -37,37 +38,57 @@ class Correction:
 
 
 def corrected_until_met(
-    solve: Callable[[Correction], RankPlan], timer: ModelTimer, dense: RankPlan, target: float
+    solve: Callable[[Correction], RankPlan | None],
+    timer: ModelTimer,
+    dense: RankPlan,
+    fastest: RankPlan,
+    target: float,
 ) -> RankPlan:
     """Returns the plan with the least predicted error whose *measured* speedup is at least the target.
 
     Each round solves under the correction so far, measures the whole model, and fits the correction to it.
 
     Args:
-        solve: returns the best plan under a correction.
+        solve: returns the best plan under a correction, or None where no combination is predicted to be fast enough.
         timer: measures a whole model.
         dense: the plan that keeps every layer.
+        fastest: the plan that takes every layer's fastest form; measured where a prediction says that nothing will do.
         target: the speedup wanted.
 
     Raises:
-        UsageError: no combination is predicted to be fast enough.
+        UsageError: even the fastest combination measures below the target.
     """
     layers_ms = _layers_ms(dense)
     correction = Correction(outside_ms=timer.latencies_ms(dense)[0] - layers_ms)
     tried: list[RankPlan] = []
     for _ in range(_ROUNDS):
-        plan = solve(correction)
+        plan = solve(correction) or fastest
+        if any(plan.layers == other.layers for other in tried):
+            break
         dense_ms, lowrank_ms = timer.latencies_ms(plan)
         tried.append(plan.model_copy(update={"measured_speedup": dense_ms / lowrank_ms}))
         if target <= dense_ms / lowrank_ms <= target * (1 + _CLOSE_ENOUGH):
             break
         correction = _fitted(dense_ms, lowrank_ms, layers_ms, _layers_ms(plan), correction)
     met = [plan for plan in tried if plan.measured_speedup >= target]
-    if met:
-        return min(met, key=lambda plan: plan.predicted_error)
-    fastest = max(tried, key=lambda plan: plan.measured_speedup)
-    note = f"the whole model measured {fastest.measured_speedup:.2f}×, below the target of {target:g}×"
-    return fastest.model_copy(update={"notes": (*fastest.notes, note)})
+    return min(met, key=lambda plan: plan.predicted_error) if met else _nearest(tried, fastest, timer, target)
+
+
+def _nearest(tried: list[RankPlan], fastest: RankPlan, timer: ModelTimer, target: float) -> RankPlan:
+    """The fastest plan tried, with a note; an error where even the fastest combination is below the target."""
+    dense_ms, lowrank_ms = timer.latencies_ms(fastest)
+    most = max(dense_ms / lowrank_ms, *(plan.measured_speedup for plan in tried))
+    if most < target:
+        reach = int(most * 100) / 100
+        raise UsageError(
+            "choosing ranks by latency",
+            found=f"a speedup of {target:g}",
+            accepted=f"the fastest combination of candidates measures {reach:.2f}× on the whole model",
+            remedy=f"ask for at most {reach:.2f}×, or allow lower ranks with a smaller 'quantum'",
+        )
+    plan = max(tried, key=lambda plan: plan.measured_speedup)
+    note = f"the whole model measured {plan.measured_speedup:.2f}×, below the target of {target:g}×"
+    return plan.model_copy(update={"notes": (*plan.notes, note)})
 
 
 def _layers_ms(plan: RankPlan) -> float:

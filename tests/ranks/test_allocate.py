@@ -43,8 +43,9 @@ def test_under_a_loss_budget_the_latency_is_the_least_of_all_combinations(seed):
     assert total(allocate(layers, Budget(loss=1.5)), "latency_ms") == pytest.approx(min(allowed), rel=1e-3)
 
 
-def test_a_budget_below_the_fastest_combination_has_no_answer():
-    assert allocate(options(0), Budget(latency_ms=0.1)) is None
+@pytest.mark.parametrize("budget_ms", [0.1, 0.0, -5.0])
+def test_a_budget_below_the_fastest_combination_has_no_answer(budget_ms):
+    assert allocate(options(0), Budget(latency_ms=budget_ms)) is None
 
 
 def test_the_error_for_a_budget_out_of_reach_names_the_nearest_in_reach():
