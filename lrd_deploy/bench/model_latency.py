@@ -17,8 +17,9 @@ from lrd_deploy.bench.statistics import block_log_ratio, median
 from lrd_deploy.decompose.factorize import Factors, SVDFactors, Tucker2Factors
 from lrd_deploy.engines import SessionSettings, runtime
 from lrd_deploy.engines.backend import Arrays, Runtime
+from lrd_deploy.errors import InputError
 from lrd_deploy.ranks.forms import factor_shapes
-from lrd_deploy.records import Choice, RankPlan, Tucker2
+from lrd_deploy.records import Choice, RankPlan, RewriteReport, Tucker2
 from lrd_deploy.rewrite.apply import rewrite_file
 from lrd_deploy.rewrite.decompose_node import DecomposeNode
 
@@ -56,12 +57,25 @@ class ModelLatency:
         }
         with TemporaryDirectory(prefix="lrd-deploy-") as folder:
             arms = {"dense": self.dense, "lowrank": Path(folder, "lowrank.onnx")}
-            rewrite_file(self.dense, [DecomposeNode(choices, random_factors)], arms["lowrank"])
+            report = rewrite_file(self.dense, [DecomposeNode(choices, random_factors)], arms["lowrank"])
+            _check_complete(report)
             settings = SessionSettings(threads=self.threads)
             calls = {name: self.backend.load(path, settings).bind(self.inputs) for name, path in arms.items()}
             blocks, _, _ = interleave(calls, self.clock, rounds=_ROUNDS, arm_seconds=_ARM_SECONDS, reverse_first=False)
         dense_ms = median([min(block) for block in blocks["dense"]]) / 1e6
         return dense_ms, dense_ms / exp(block_log_ratio(blocks["dense"], blocks["lowrank"]))
+
+
+def _check_complete(report: RewriteReport) -> None:
+    """A node that was left dense would be timed as if it were factors."""
+    if report.skipped:
+        first = report.skipped[0]
+        raise InputError(
+            "rewriting the whole model by its plan",
+            found=f"'{first.node}' stayed dense: {first.reason}",
+            accepted="a node for every planned layer, which takes its form",
+            remedy="leave the layer dense with 'skip' in the recipe",
+        )
 
 
 def random_factors(weight: Array, choice: Choice) -> Factors:
