@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lrd_deploy.decompose.factorize import SVDFactors, svd_factors
-from lrd_deploy.decompose.planned_checkpoint import PlannedCheckpoint, plan_checkpoint
+from lrd_deploy.decompose.planned_checkpoint import PlannedCheckpoint, StoredLayer, plan_checkpoint
 from lrd_deploy.decompose.processes import Processes, shared_out
 from lrd_deploy.decompose.shards import Piece, Shard, copied, laid_out, write_shard
 from lrd_deploy.decompose.unfinished import ShardResult, UnfinishedCheckpoint
@@ -197,25 +197,20 @@ def _copy(path: Path, to: Path) -> None:
 
 def _rank_plan(planned: PlannedCheckpoint, results: Sequence[ShardResult], policy: UniformRank) -> RankPlan:
     errors = {weight.name: weight.relative_error for result in results for weight in result.weights}
-    layers = []
-    for layer in planned.layers:
-        if layer.rank is None:
-            dense = Layer(
-                layer.name, layer.signature, weight=lambda tensor=layer.tensor: tensor.read().double().numpy()
-            )
-            layers.append(kept_dense(dense, layer.refusal or ""))
-        else:
-            layers.append(
-                PlannedLayer(
-                    name=layer.name,
-                    signature=layer.signature,
-                    choice=SVD(rank=layer.rank),
-                    reason=f"alpha {policy.alpha:g}"
-                    + (f", rounded to {policy.round_to}" if policy.round_to > 1 else ""),
-                    predicted_error=errors[layer.name],
-                )
-            )
-    return rank_plan(layers, policy)
+    return rank_plan([_planned_layer(layer, errors.get(layer.name), policy) for layer in planned.layers], policy)
+
+
+def _planned_layer(layer: StoredLayer, error: float | None, policy: UniformRank) -> PlannedLayer:
+    if layer.rank is None or error is None:
+        dense = Layer(layer.name, layer.signature, weight=lambda: layer.tensor.read().double().numpy())
+        return kept_dense(dense, layer.refusal or "")
+    return PlannedLayer(
+        name=layer.name,
+        signature=layer.signature,
+        choice=SVD(rank=layer.rank),
+        reason=f"alpha {policy.alpha:g}" + (f", rounded to {policy.round_to}" if policy.round_to > 1 else ""),
+        predicted_error=error,
+    )
 
 
 def _report(

@@ -18,9 +18,7 @@ from lrd_deploy.records import SVD, LayerSignature
 
 _WEIGHT, _BIAS = ".weight", ".bias"
 _FLOATS = {"F64", "F32", "F16", "BF16"}
-_TABLES = re.compile(
-    r"(^|[._])(embed\w*|embedding\w*|wte|wpe|shared|relative_attention_bias)(?=\.|$)|embeddings?(?=\.)"
-)
+_TABLES = re.compile(r"(^|\.)([^.]*embed[^.]*|wte|wpe|shared|relative_attention_bias)$")
 _HEADS = re.compile(r"(^|\.)(lm_head|embed_out|output_projection)$")
 
 

@@ -1,4 +1,4 @@
-"""The processes that share one piece of work: one by default, several under `accelerate launch`."""
+"""The processes that share one piece of work: one by default, several under `accelerate launch` or torchrun."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 
+_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # torchrun's, and MPI's
 _PATIENCE = timedelta(days=7)  # at a barrier, for the process with the most work
 
 
@@ -21,7 +22,7 @@ class Processes:
     @classmethod
     def launched(cls) -> Processes:
         """Returns the processes that the launcher started, joined over gloo; without a launcher just this one."""
-        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        if max(int(os.environ.get(size, "1")) for size in _SIZES) == 1:
             return cls(index=0, count=1, wait=lambda: None)
         from accelerate import PartialState
 

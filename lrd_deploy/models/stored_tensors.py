@@ -1,4 +1,4 @@
-"""Weights on disk as names, shapes and dtypes: one safetensors file or the shards of an index, read tensor by tensor."""
+"""Weights on disk as names, shapes and dtypes: a safetensors file or the shards of an index, read by tensor."""
 
 from __future__ import annotations
 
