@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import typer
 
-from lrd_deploy.cli import bench, build, calibrate, doctor, export, plan, report, rewrite, run, train, verify
+from lrd_deploy.cli import bench, build, calibrate, decompose, doctor, export, plan, report, rewrite, run, train, verify
 from lrd_deploy.errors import LrdError
 from lrd_deploy.version import __version__
 
@@ -26,6 +26,7 @@ VERBS = (
     ("plan", plan.plan),
     ("train", train.train),
     ("export", export.export),
+    ("decompose", decompose.decompose),
     ("rewrite", rewrite.rewrite),
     ("build", build.build),
     ("bench", bench.bench),

@@ -1,8 +1,9 @@
 """A weight in, its factors out: truncated SVD in four readings of the weight, and Tucker-2 for k×k convolutions.
 
-Arrays are numpy's, so that PyTorch modules and ONNX initializers share this code. All arithmetic is float64, whatever
-the weight's dtype; the factors come back in the weight's dtype. With a `Metric` the error that is made least is that
-of the layer's outputs on the calibration data instead of that of its weights.
+Arrays are numpy's, so that PyTorch modules and ONNX initializers share this code. Arithmetic is float64, whatever the
+weight's dtype, except as `leading_svd` says for large ones; the factors come back in the weight's dtype. With a
+`Metric` the error that is made least is that of the layer's outputs on the calibration data instead of that of its
+weights.
 """
 
 from __future__ import annotations
@@ -73,7 +74,8 @@ def svd_factors(weight: Array, choice: TwoFactors, metric: Metric | None = None)
     arXiv 1505.06798, and Jaderberg et al., arXiv 1405.3866.
     """
     _check(weight, choice)
-    kernel, reading = as_kernel(weight.astype(np.float64)), Matricisation.of(choice)
+    single = metric is None and weight.dtype != np.float64
+    kernel, reading = as_kernel(weight.astype(np.float32 if single else np.float64)), Matricisation.of(choice)
     whitened = kernel if metric is None else metric.whiten(kernel)
     u, singular_values, vt = leading_svd(reading.matrix(whitened), choice.rank)
     root = np.sqrt(singular_values)

@@ -153,7 +153,8 @@ def _kept_where(like: nn.Linear | nn.Conv2d) -> dict:
 
 
 def _array(layer: nn.Linear | nn.Conv2d):  # noqa: ANN202
-    return layer.weight.detach().cpu().double().numpy()
+    weight = layer.weight.detach().cpu()
+    return weight.to(torch.promote_types(weight.dtype, torch.float32)).numpy()  # numpy has no bfloat16
 
 
 def _filled(layer: nn.Module, dense: nn.Linear | nn.Conv2d, **factors: object) -> nn.Module:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lrd_deploy.errors import InputError, LrdError, UsageError, raise_all
-from lrd_deploy.files import storage_errors
+from lrd_deploy.models.stored_tensors import stored_tensors
 from lrd_deploy.recipe.settings import ModelSource, PythonModel, TransformersConfig, TransformersPretrained
 
 
@@ -66,33 +66,28 @@ def logits(model: nn.Module, inputs: Tensor) -> Tensor:
 
 
 def load_weights_(module: nn.Module, path: Path) -> nn.Module:
-    """Loads a safetensors file in place; every tensor must fit.
+    """Loads a safetensors file, or the shards of an index or a folder, in place; every tensor must fit.
+
+    A tensor that the model has under several names need be stored under one of them only. One file is in memory at a
+    time, and none before all names and shapes were compared.
 
     Raises:
-        StorageError: the file cannot be read.
-        InputError: names or shapes differ (all of them in one message), or the file is no safetensors file.
+        StorageError: a file cannot be read.
+        InputError: names or shapes differ (all of them in one message), or a file is no safetensors file.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    doing = f"loading weights from '{path}'"
-    with storage_errors("reading", path):
-        try:
-            state = load_file(path)
-        except SafetensorError as exc:
-            raise InputError(
-                doing, found=str(exc), accepted="a whole safetensors file", remedy="save it again"
-            ) from exc
+    stored = stored_tensors(path)
     own = module.state_dict()
-    problems = [*_misfits(state, own)]
+    problems = _misfits({name: tensor.shape for name, tensor in stored.items()}, own)
     if problems:
         raise InputError(
-            doing,
+            f"loading weights from '{path}'",
             found="; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else ""),
             accepted=f"the {len(own)} tensors of {type(module).__name__}",
             remedy="use weights of this architecture, or correct the model section of the recipe",
         )
-    module.load_state_dict(state, strict=False)
+    for file in sorted({tensor.file for tensor in stored.values()}):
+        state = {name: tensor.read() for name, tensor in stored.items() if tensor.file == file}
+        module.load_state_dict(state, strict=False)
     return module
 
 
@@ -245,12 +240,18 @@ def _first_line(exc: Exception) -> str:
     return text.splitlines()[0] if text else type(exc).__name__
 
 
-def _misfits(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
-    missing = [f"'{name}' is missing" for name in own if name not in state]
-    foreign = [f"'{name}' is not in the model" for name in state if name not in own]
-    shapes = [
-        f"'{name}' is {tuple(state[name].shape)} where the model has {tuple(own[name].shape)}"
+def _misfits(shapes: Mapping[str, tuple[int, ...]], own: Mapping[str, Tensor]) -> list[str]:
+    stored = {own[name].data_ptr() for name in shapes if name in own}
+    missing = [f"'{name}' is missing" for name in own if name not in shapes and not _is_one_of(own[name], stored)]
+    foreign = [f"'{name}' is not in the model" for name in shapes if name not in own]
+    differing = [
+        f"'{name}' is {tuple(shapes[name])} where the model has {tuple(own[name].shape)}"
         for name in own
-        if name in state and state[name].shape != own[name].shape
+        if name in shapes and tuple(shapes[name]) != tuple(own[name].shape)
     ]
-    return missing + foreign + shapes
+    return missing + foreign + differing
+
+
+def _is_one_of(tensor: Tensor, addresses: set[int]) -> bool:
+    """True for a tied tensor; those without elements or on the meta device have no address."""
+    return tensor.data_ptr() != 0 and tensor.data_ptr() in addresses

@@ -4,6 +4,7 @@ Units are suffixes (`_ms`, `_per_s`), shares lie in [0, 1], and no number is NaN
 Paths inside a record are relative to the folder that holds the record.
 """
 
+from lrd_deploy.records.checkpoint import CheckpointReport, FactorisedWeight
 from lrd_deploy.records.environment import Environment
 from lrd_deploy.records.graphs import (
     Applied,
@@ -45,12 +46,14 @@ __all__ = [
     "Applied",
     "CalibratedLatencies",
     "ChannelSVD",
+    "CheckpointReport",
     "Choice",
     "Comparison",
     "EngineArtifact",
     "Environment",
     "Epoch",
     "ExportedModel",
+    "FactorisedWeight",
     "FrontPoint",
     "FrozenGroup",
     "KeepDense",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +14,9 @@ from rich.table import Table
 from lrd_deploy.bench.diagnosis import Diagnosis
 from lrd_deploy.records import (
     CalibratedLatencies,
+    CheckpointReport,
     Comparison,
+    FactorisedWeight,
     OutputDifference,
     RankPlan,
     RewriteReport,
@@ -45,6 +48,12 @@ _NUMERIC = {
     "epoch",
     "loss",
     "accuracy",
+    "weights",
+    "rank",
+    "seconds each",
+    "relative error",
+    "parameters before",
+    "after",
 }
 
 
@@ -120,6 +129,37 @@ def rewrite_table(report: RewriteReport) -> RenderableType:
     difference = "" if report.max_abs_difference is None else f"; largest difference {report.max_abs_difference:.1e}"
     summary = f"{len(report.applied)} rewritten, {len(report.skipped)} skipped{difference}"
     return Group(table(("rule", "node", "change"), rows), summary) if rows else Group("no factors found; " + summary)
+
+
+def checkpoint_table(report: CheckpointReport) -> RenderableType:
+    """One row per distinct shape and rank, means within a row; then why weights stayed dense, and the totals."""
+    shapes: dict[tuple[int, int, int], list[FactorisedWeight]] = {}
+    for weight in report.weights:
+        shapes.setdefault((weight.in_channels, weight.out_channels, weight.rank), []).append(weight)
+    rows = [
+        (
+            f"{in_channels}→{out_channels}",
+            str(len(alike)),
+            str(rank),
+            f"{sum(weight.seconds for weight in alike) / len(alike):.2f}",
+            f"{sum(weight.relative_error for weight in alike) / len(alike):.4f}",
+            f"{sum(weight.dense_parameters for weight in alike):,}",
+            f"{sum(weight.lowrank_parameters for weight in alike):,}",
+        )
+        for (in_channels, out_channels, rank), alike in sorted(shapes.items())
+    ]
+    columns = ("shape", "weights", "rank", "seconds each", "relative error", "parameters before", "after")
+    reasons = Counter(report.refusals.values())
+    return Group(
+        table(columns, rows),
+        *(f"kept dense: {count}, {escape(reason)}" for reason, count in reasons.most_common()),
+        f"{len(report.weights)} weights factorised, {report.copied} tensors copied; parameters "
+        f"{report.dense_parameters:,} → {report.lowrank_parameters:,} "
+        f"({report.lowrank_parameters / report.dense_parameters:.0%}), "
+        f"{report.dense_bytes / 2**20:,.0f} → {report.lowrank_bytes / 2**20:,.0f} MiB",
+        f"{report.seconds:.1f} s, {report.processes} process{'es' if report.processes > 1 else ''}, peak memory "
+        f"{report.peak_memory_mib:,.0f} MiB; {report.resumed_shards} of {len(report.shards)} shards were there already",
+    )
 
 
 def comparison_table(comparison: Comparison) -> RenderableType:

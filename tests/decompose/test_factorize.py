@@ -4,7 +4,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lrd_deploy.decompose.factorize import factors_of, relative_error, svd_factors, tucker2_factors
-from lrd_deploy.decompose.leading_svd import leading_svd, randomised_svd
 from lrd_deploy.errors import InputError
 from lrd_deploy.ranks.forms import largest_ranks
 from lrd_deploy.ranks.metric import Metric, MomentSum
@@ -196,17 +195,3 @@ def test_weighted_pairs_share_one_scale():
     np.testing.assert_allclose(
         np.linalg.norm(factors.up, axis=0), np.linalg.norm(factors.down, axis=1), rtol=sum_tolerance(np.float64, 48)
     )
-
-
-def test_a_sketch_of_a_decaying_spectrum_is_as_good_as_the_exact_svd():
-    u, v = (np.linalg.qr(matrix(seed, 300, 200))[0] for seed in (0, 1))
-    decaying = (u * np.geomspace(1, 1e-6, 200)) @ v.T
-    exact, sketched = np.linalg.svd(decaying)[1][:20], randomised_svd(decaying, 20)[1]
-    np.testing.assert_allclose(sketched, exact, rtol=1e-9)
-
-
-def test_a_large_matrix_is_sketched_and_comes_out_the_same_every_time():
-    large = matrix(0, 1600, 1540)
-    one, other = (leading_svd(large, 8)[1] for _ in range(2))
-    assert np.array_equal(one, other)
-    assert one[0] <= np.linalg.norm(large, 2) * (1 + sum_tolerance(np.float64, large.shape[0]))
