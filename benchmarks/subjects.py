@@ -52,7 +52,7 @@ SUBJECTS = {
     "resnet18": Subject(
         _MOVING,
         {**_RESNET, "layer_type": "basic", "hidden_sizes": [64, 128, 256, 512], "depths": [2, 2, 2, 2]},
-        *_trainings(12, 2e-3, 1, 1e-3),
+        *_trainings(12, 2e-3, 4, 5e-4),
     ),
     "resnet50": Subject(
         _STILL,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -13,7 +12,7 @@ from lrd_deploy.ranks.source import LatencySource
 from lrd_deploy.ranks.staircase import Staircase, forms, quantum_from, quantum_probes, ranks_to_time
 from lrd_deploy.records import Choice, KeepDense, LayerSignature
 
-_USUAL_QUANTUM = 8  # where no layer is wide enough to tell
+_FINEST = 8  # where no layer is wide enough to tell; finer steps are below what timings can tell apart
 _VOTERS = 3
 _DENSE = KeepDense()
 
@@ -29,7 +28,7 @@ class Exploration:
     """
 
     source: LatencySource
-    quantum: int = _USUAL_QUANTUM
+    quantum: int = _FINEST
     known: dict[LayerSignature, dict[Choice, float]] = field(default_factory=dict)
     _asked: set[tuple[LayerSignature, Choice]] = field(default_factory=set)
 
@@ -87,16 +86,16 @@ def _wanted(found: Exploration, signature: LayerSignature) -> list[Choice]:
 
 
 def _quantum(found: Exploration, signatures: Sequence[LayerSignature]) -> int:
-    """The step that most of the costliest layers show; the larger of two equally frequent ones."""
+    """The smallest step that one of the costliest layers shows: its grid holds those of the larger steps too."""
     tellable = [signature for signature in signatures if quantum_probes(signature)]
     costliest = sorted(tellable, key=lambda signature: macs(signature, _DENSE), reverse=True)[:_VOTERS]
     found.ask({signature: quantum_probes(signature) for signature in costliest})
-    votes = Counter(
+    shown = [
         quantum_from(probes, found.known[signature].__getitem__)
         for signature in costliest
         if found.known[signature].keys() >= set(probes := quantum_probes(signature))
-    )
-    return max(votes, key=lambda quantum: (votes[quantum], quantum)) if votes else _USUAL_QUANTUM
+    ]
+    return max(min(shown), _FINEST) if shown else _FINEST
 
 
 def _form(choice: Choice) -> tuple[str, str]:
