@@ -12,13 +12,16 @@ from lrd_deploy.version import __version__
 
 if TYPE_CHECKING:
     from lrd_deploy.bench.compare import compare
+    from lrd_deploy.bench.layer_latency import MeasuredLatency
+    from lrd_deploy.decompose.checkpoint import decompose_checkpoint
+    from lrd_deploy.decompose.evidence import gather_evidence
     from lrd_deploy.decompose.surgery import decompose_, load_lowrank_, merge_
     from lrd_deploy.errors import LrdError
     from lrd_deploy.export.torch_export import export_onnx
     from lrd_deploy.models.survey import survey
     from lrd_deploy.pipeline import run
     from lrd_deploy.ranks.choose import plan_ranks
-    from lrd_deploy.recipe import EnergyRank, LatencyRank, Recipe, UniformRank, load_recipe
+    from lrd_deploy.recipe import EnergyRank, LatencyRank, PaperRank, Recipe, UniformRank, load_recipe
     from lrd_deploy.records import RankPlan
     from lrd_deploy.train.freezing import freeze_
 
@@ -26,14 +29,18 @@ __all__ = [
     "EnergyRank",
     "LatencyRank",
     "LrdError",
+    "MeasuredLatency",
+    "PaperRank",
     "RankPlan",
     "Recipe",
     "UniformRank",
     "__version__",
     "compare",
     "decompose_",
+    "decompose_checkpoint",
     "export_onnx",
     "freeze_",
+    "gather_evidence",
     "load_lowrank_",
     "load_recipe",
     "merge_",
@@ -43,6 +50,10 @@ __all__ = [
 ]
 
 _HOMES = {
+    "MeasuredLatency": "bench.layer_latency",
+    "PaperRank": "recipe",
+    "decompose_checkpoint": "decompose.checkpoint",
+    "gather_evidence": "decompose.evidence",
     "EnergyRank": "recipe",
     "LatencyRank": "recipe",
     "LrdError": "errors",

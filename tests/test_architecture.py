@@ -60,8 +60,9 @@ def test_public_names_are_what_the_package_promises():
         assert getattr(lrd_deploy, name) is not None
     assert lrd_deploy.__all__ == sorted(lrd_deploy.__all__)
     assert set(lrd_deploy.__all__) == {
-        "EnergyRank", "LatencyRank", "LrdError", "RankPlan", "Recipe", "UniformRank", "__version__", "compare",
-        "decompose_", "export_onnx", "freeze_", "load_lowrank_", "load_recipe", "merge_", "plan_ranks", "run", "survey",
+        "EnergyRank", "LatencyRank", "LrdError", "MeasuredLatency", "PaperRank", "RankPlan", "Recipe", "UniformRank",
+        "__version__", "compare", "decompose_", "decompose_checkpoint", "export_onnx", "freeze_", "gather_evidence",
+        "load_lowrank_", "load_recipe", "merge_", "plan_ranks", "run", "survey",
     }  # fmt: skip
 
 

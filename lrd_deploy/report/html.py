@@ -6,8 +6,9 @@ from pathlib import Path
 
 from lrd_deploy.errors import UsageError
 from lrd_deploy.files import write_text
-from lrd_deploy.records import Comparison, RankPlan, RunRecord, TrainedModel
+from lrd_deploy.records import Comparison, RankPlan, RankStudy, RunRecord, TrainedModel
 from lrd_deploy.report.figures import launch_ratios, layer_latencies, training_curves
+from lrd_deploy.report.plan_figures import pareto_front, staircases
 from lrd_deploy.report.wording import choice_name, comparison_rows, milliseconds, speedup
 
 _TEMPLATE = "page.html.j2"
@@ -55,4 +56,15 @@ def render(folder: Path) -> str:
         training_svg=training_curves(dense, lowrank),
         launches_svg=launch_ratios(comparison),
         layers_svg=layer_latencies(plan),
+        **_study_figures(folder, plan),
     )
+
+
+def _study_figures(folder: Path, plan: RankPlan) -> dict[str, str]:
+    """The pictures of a plan that measured; empty for one that did not."""
+    path = folder / "plan" / "study.json"
+    study = RankStudy.read(path) if path.is_file() else None
+    return {
+        "front_svg": pareto_front(study, plan) if study else "",
+        "staircases_svg": staircases(study) if study else "",
+    }

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from lrd_deploy.bench.layer_graph import layer_graph
-from lrd_deploy.cli.main import VERBS, exit_code
+from lrd_deploy.cli.main import GROUPS, VERBS, exit_code
 from lrd_deploy.records import SVD, KeepDense, LayerSignature
 
 SIGNATURE = LayerSignature(kind="linear", in_channels=16, out_channels=16)
@@ -45,9 +45,12 @@ def refused(outcome, *parts):
     return True
 
 
-@pytest.mark.parametrize("verb", [name for name, _ in VERBS])
+GROUPED = [(group, verb) for group, _, verbs in GROUPS for verb, _ in verbs]
+
+
+@pytest.mark.parametrize("verb", [*((name,) for name, _ in VERBS), *GROUPED], ids=" ".join)
 def test_every_verb_has_help(call, verb):
-    code, out, _ = call(verb, "--help")
+    code, out, _ = call(*verb, "--help")
     assert code == 0
     assert "--json" in out
 
@@ -282,3 +285,46 @@ def test_a_recipe_that_is_not_utf_8_is_told(call, tiny_recipe):
 def test_weights_that_are_not_there_are_told_with_the_path_looked_in(call, tiny_recipe, tmp_path):
     path = tiny_recipe(model={"python": "json:loads", "weights": "nope.safetensors"})
     assert refused(call("plan", path, "--out", tmp_path / "o"), str(tmp_path / "nope.safetensors"), "check the path")
+
+
+LATENCY_POLICY = {"policy": "latency", "target_speedup": 1.05, "quantum": 4}
+
+
+def test_a_table_measured_once_plans_without_measuring(call, tiny_recipe, tmp_path):
+    recipe, table = str(tiny_recipe(ranks=LATENCY_POLICY)), tmp_path / "kept" / "t.jsonl"
+    code, out, _ = call("calibrate", "latency", recipe, "--table", str(table), "--json")
+    assert code == 0
+    done = json.loads(out)
+    assert done["rows"] == done["rows_written"] == len(table.read_text().splitlines()) - 1
+    again = json.loads(call("calibrate", "latency", recipe, "--table", str(table), "--json")[1])
+    assert again["rows_written"] == 0
+    foreign = tmp_path / "elsewhere.jsonl"
+    foreign.write_text(table.read_text().replace(done["fingerprint"], "another machine"))
+    code, out, _ = call("plan", recipe, "--table", str(foreign), "--out", str(tmp_path / "run"), "--json")
+    assert code == 0
+    plan = json.loads(out)
+    assert any("another machine" in note for note in plan["notes"])
+    assert plan["measured_speedup"] is None
+    assert not (tmp_path / "run" / "latency.jsonl").exists()
+
+
+def test_shards_of_a_table_add_up(call, tiny_recipe, tmp_path):
+    recipe = str(tiny_recipe(ranks=LATENCY_POLICY))
+    for number in (1, 2, 3):
+        table = str(tmp_path / "shards" / f"{number}.jsonl")
+        assert call("calibrate", "latency", recipe, "--table", table, "--shard", f"{number}/3")[0] == 0
+    whole = json.loads(call("calibrate", "latency", recipe, "--table", str(tmp_path / "t.jsonl"), "--json")[1])
+    rows = sum(len(shard.read_text().splitlines()) - 1 for shard in (tmp_path / "shards").iterdir())
+    assert rows >= whole["layers"]
+    code, _, err = call("plan", recipe, "--table", str(tmp_path / "shards"), "--out", str(tmp_path / "run"))
+    assert code == 0, err
+
+
+@pytest.mark.parametrize("shard", ["0/2", "3/2", "2", "a/b", ""])
+def test_a_shard_that_is_none_is_refused(call, tiny_recipe, shard):
+    assert refused(call("calibrate", "latency", str(tiny_recipe()), "--shard", shard), "I/N with 1 ≤ I ≤ N")
+
+
+def test_a_table_that_is_not_there_is_refused(call, tiny_recipe, tmp_path):
+    recipe = str(tiny_recipe(ranks=LATENCY_POLICY))
+    assert refused(call("plan", recipe, "--table", str(tmp_path / "none.jsonl")), "none.jsonl")
