@@ -79,7 +79,8 @@ class LatencyPlanner:
             if not layer.may_be_factorised:
                 continue
             timed = self.staircases.known[layer.signature]
-            choices = {candidate.choice: candidate for candidate in candidates}
+            seen = [self._candidate(layer, choice) for choice in timed if choice in self._errors[layer.name]]
+            choices = {candidate.choice: candidate for candidate in (*candidates, *seen)}
             points = [
                 RankPoint(
                     choice=choice,

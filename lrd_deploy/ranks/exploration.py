@@ -31,6 +31,8 @@ class Exploration:
     quantum: int = _FINEST
     known: dict[LayerSignature, dict[Choice, float]] = field(default_factory=dict)
     _asked: set[tuple[LayerSignature, Choice]] = field(default_factory=set)
+    _staircases: dict[tuple[LayerSignature, tuple[str, str]], Staircase] = field(default_factory=dict)
+    _predicted: dict[tuple[LayerSignature, Choice], float] = field(default_factory=dict)
 
     @property
     def timings(self) -> int:
@@ -47,6 +49,8 @@ class Exploration:
         if not fresh:
             return False
         self._asked.update((signature, choice) for signature, choices in fresh.items() for choice in choices)
+        self._staircases.clear()
+        self._predicted.clear()
         learned = False
         for (signature, choice), latency in self.source.latencies_ms(fresh).items():
             table = self.known.setdefault(signature, {})
@@ -56,11 +60,20 @@ class Exploration:
 
     def latency_ms(self, signature: LayerSignature, choice: Choice) -> float:
         """Returns the latency told, or the one that those of the same form predict; infinite where there are none."""
-        table = self.known[signature]
-        if choice in table:
-            return table[choice]
-        alike = {known: latency for known, latency in table.items() if _form(known) == _form(choice)}
-        return Staircase(alike).latency_ms(choice) if alike else float("inf")
+        if choice in self.known[signature]:
+            return self.known[signature][choice]
+        key = signature, choice
+        if key not in self._predicted:
+            staircase = self._staircase(signature, _form(choice))
+            self._predicted[key] = staircase.latency_ms(choice) if staircase.measured else float("inf")
+        return self._predicted[key]
+
+    def _staircase(self, signature: LayerSignature, form: tuple[str, str]) -> Staircase:
+        if (signature, form) not in self._staircases:
+            table = self.known[signature]
+            alike = {choice: latency for choice, latency in table.items() if _form(choice) == form}
+            self._staircases[signature, form] = Staircase(alike)
+        return self._staircases[signature, form]
 
 
 def explore(layers: Sequence[Layer], source: LatencySource, quantum: int | Literal["auto"]) -> Exploration:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import product
 from math import log
 
@@ -118,9 +118,10 @@ class Staircase:
         """Returns the measured or predicted latency."""
         if choice in self.measured:
             return self.measured[choice]
-        predicted = float(_terms(choice) @ self._coefficients())
-        return max(predicted, self._least() / 4) * self._off_the_line(choice)
+        weights = [1 / _distance(known, choice) ** 2 for known in self.measured]
+        return self._on_the_line(choice) * float(np.exp(np.average(self._offsets, weights=weights)))
 
+    @cached_property
     def _coefficients(self) -> NDArray[np.float64]:
         rows = np.array([_terms(choice) for choice in self.measured])
         latencies = np.array(list(self.measured.values()))
@@ -128,16 +129,13 @@ class Staircase:
         solution, *_ = np.linalg.lstsq(rows / latencies[:, None], np.ones(len(rows)), rcond=None)
         return solution
 
-    def _least(self) -> float:
-        return min(self.measured.values())
+    @cached_property
+    def _offsets(self) -> list[float]:
+        """How far each measured rank is off the line, as a logarithm."""
+        return [log(latency / self._on_the_line(known)) for known, latency in self.measured.items()]
 
-    def _off_the_line(self, choice: Choice) -> float:
-        coefficients, weights, offsets = self._coefficients(), [], []
-        for known, latency in self.measured.items():
-            predicted = max(float(_terms(known) @ coefficients), self._least() / 4)
-            weights.append(1 / _distance(known, choice) ** 2)
-            offsets.append(log(latency / predicted))
-        return float(np.exp(np.average(offsets, weights=weights)))
+    def _on_the_line(self, choice: Choice) -> float:
+        return max(float(_terms(choice) @ self._coefficients), min(self.measured.values()) / 4)
 
 
 def _terms(choice: Choice) -> NDArray[np.float64]:
