@@ -271,7 +271,7 @@ class Bout:
 
     def _latency(self, onnx: Path) -> dict[str, Any]:
         """Measures against dense, or returns what a graph of the same shapes has been measured at."""
-        store = self.arguments.out / "latency.jsonl"
+        store = self.arguments.out / "comparisons.jsonl"
         key = {
             "graphs": [graph_digest(self.dense_onnx), graph_digest(onnx)],
             "bench": BENCH.model_dump(mode="json"),
