@@ -17,12 +17,13 @@ import torch
 from subjects import SUBJECTS, build, data, train_dense_
 
 from lrd_deploy.decompose.batchnorm import reestimate_batchnorm_
-from lrd_deploy.decompose.evidence import input_moments, metrics_of
+from lrd_deploy.decompose.evidence import input_moments
 from lrd_deploy.decompose.surgery import decompose_
 from lrd_deploy.models.data import batches
 from lrd_deploy.models.source import logits, save_weights
 from lrd_deploy.models.survey import survey
 from lrd_deploy.ranks.choose import plan_ranks
+from lrd_deploy.ranks.evidence import metrics_of
 from lrd_deploy.recipe import UniformRank
 
 CALIBRATION_BATCHES = 20

@@ -2,16 +2,88 @@
 
 from __future__ import annotations
 
-from lrd_deploy.cli.recipe_argument import JsonOption, OutOption, RecipeArgument, TableOption, run_until
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lrd_deploy.cli.recipe_argument import JsonOption, OutOption, TableOption, run_until
+
+if TYPE_CHECKING:
+    from lrd_deploy.records import RankPlan
 
 
-def plan(recipe: RecipeArgument, out: OutOption = None, table: TableOption = None, as_json: JsonOption = False) -> None:
+def plan(
+    what: Annotated[
+        str, typer.Argument(metavar="RECIPE|MODEL.onnx", help="A recipe, the folder of a run, or an ONNX file.")
+    ],
+    out: OutOption = None,
+    table: TableOption = None,
+    target_speedup: Annotated[float | None, typer.Option(help="With an ONNX file: how much faster. [2]")] = None,
+    max_error: Annotated[float | None, typer.Option(help="With an ONNX file: predicted relative error.")] = None,
+    batch: Annotated[int | None, typer.Option(help="With an ONNX file: the deployed batch. [8]")] = None,
+    threads: Annotated[int | None, typer.Option(help="With an ONNX file: the deployed threads. [1]")] = None,
+    calibration_data: Annotated[
+        Path | None, typer.Option(help="With an ONNX file: an .npz file of real inputs by name, to weigh errors by.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
     """Choose ranks and say why, layer by layer; the model is not changed.
 
-    Trains the dense model first where it comes untrained.
+    A recipe's dense model is trained first where it comes untrained. An ONNX file's nodes are planned without PyTorch.
     """
     from lrd_deploy.cli.console import show
     from lrd_deploy.report.terminal import figures_of, plan_table
 
-    result = run_until("plan", recipe, out, table)
-    show(result.plan, plan_table(result.plan, figures_of(result.folder)), as_json=as_json)
+    options = {"target_speedup": target_speedup, "max_error": max_error, "batch": batch, "threads": threads}
+    given = {name: value for name, value in options.items() if value is not None}
+    if what.endswith(".onnx"):
+        folder = out or Path("runs", Path(what).stem)
+        planned = _plan_of_onnx(Path(what), folder, table, given, calibration_data)
+    else:
+        _refuse_options(given, calibration_data)
+        result = run_until("plan", what, out, table)
+        folder, planned = result.folder, result.plan
+    show(planned, plan_table(planned, figures_of(folder)), as_json=as_json)
+
+
+def _plan_of_onnx(
+    model: Path, folder: Path, table: list[Path] | None, options: dict[str, float], calibration_data: Path | None
+) -> RankPlan:
+    from pydantic import ValidationError
+
+    from lrd_deploy.cli.console import ConsoleObserver
+    from lrd_deploy.errors import UsageError
+    from lrd_deploy.pipeline.onnx_planning import plan_onnx
+    from lrd_deploy.recipe import LatencyRank
+    from lrd_deploy.recipe.settings import Bench
+
+    goal = {name: options[name] for name in ("target_speedup", "max_error") if name in options}
+    try:
+        policy = LatencyRank(**(goal or {"target_speedup": 2.0}))
+        bench = Bench(**{name: options[name] for name in ("batch", "threads") if name in options})
+    except ValidationError as exc:
+        raise UsageError(
+            f"planning '{model}'",
+            found=f"{options}",
+            accepted=exc.errors()[0]["msg"],
+            remedy="correct the options",
+        ) from exc
+    with ConsoleObserver() as observer:
+        planned = plan_onnx(
+            model, policy, bench, folder, observer, calibration_data=calibration_data, tables=table or ()
+        )
+    return planned.plan
+
+
+def _refuse_options(given: dict[str, float], calibration_data: Path | None) -> None:
+    from lrd_deploy.errors import UsageError
+
+    names = [*given, *(["calibration_data"] if calibration_data else [])]
+    if names:
+        raise UsageError(
+            "planning a recipe",
+            found=", ".join("--" + name.replace("_", "-") for name in names),
+            accepted="these only with an ONNX file",
+            remedy="say it in the recipe: 'ranks', 'bench' and 'calibration'",
+        )

@@ -16,7 +16,7 @@ from lrd_deploy.decompose.batchnorm import reestimate_batchnorm_
 from lrd_deploy.errors import InputError
 from lrd_deploy.models.layer import Layer
 from lrd_deploy.models.source import logits
-from lrd_deploy.ranks.evidence import Evidence
+from lrd_deploy.ranks.evidence import Evidence, metrics_of
 from lrd_deploy.ranks.matricisation import as_kernel
 from lrd_deploy.ranks.metric import InputMoment, Metric, MomentSum, along_axes
 
@@ -67,17 +67,6 @@ def input_moments(model: nn.Module, layers: Sequence[Layer], batches: Sequence[T
         for batch in batches:
             model(batch)
     return {name: total.moment() for name, total in sums.items()}
-
-
-def metrics_of(moments: Mapping[str, InputMoment], *, damping: float) -> tuple[dict[str, Metric], dict[str, str]]:
-    """Returns a metric for each moment, and for the others why there is none."""
-    unweighted = {
-        name: f"plain: {moment.positions} calibration inputs cannot tell {len(moment.channels)} channels apart"
-        for name, moment in moments.items()
-        if not moment.full_rank
-    }
-    metrics = {name: Metric.of(moment, damping=damping) for name, moment in moments.items() if name not in unweighted}
-    return metrics, unweighted
 
 
 # How much a layer matters --------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from lrd_deploy.bench.environment import environment
 from lrd_deploy.engines.inputs import repeated
 from lrd_deploy.errors import UsageError
+from lrd_deploy.files import write_text
 from lrd_deploy.models.layer import Layer
 from lrd_deploy.observer import Observer
 from lrd_deploy.pipeline.workspace import Workspace
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from lrd_deploy.bench.layer_latency import MeasuredLatency
     from lrd_deploy.models.data import Data
+    from lrd_deploy.ranks.by_latency import LatencyPlanner
     from lrd_deploy.ranks.metric import Metric
 
 
@@ -61,7 +63,7 @@ def plan_model(work: Workspace, model: nn.Module, data: Data) -> Planned:
         planned = Planned(plan_ranks(layers, recipe.ranks, source, evidence), None)
     else:
         planned = _by_latency(work, model, data, layers, evidence)
-    return Planned(_checked(_with_notes(planned.plan, evidence)), planned.study)
+    return Planned(checked(with_reasons(planned.plan, evidence)), planned.study)
 
 
 def gather(work: Workspace, model: nn.Module, data: Data, layers: Sequence[Layer]) -> Evidence:
@@ -89,8 +91,9 @@ def calibration_batches(work: Workspace, data: Data) -> list[Tensor]:
 
 def planned_metrics(work: Workspace, model: nn.Module, data: Data, plan: RankPlan) -> dict[str, Metric]:
     """Returns how to weigh the error of the planned layers, from the calibration samples that the plan saw too."""
-    from lrd_deploy.decompose.evidence import input_moments, metrics_of
+    from lrd_deploy.decompose.evidence import input_moments
     from lrd_deploy.models.survey import survey
+    from lrd_deploy.ranks.evidence import metrics_of
 
     settings = work.recipe.calibration
     if settings.samples == 0:
@@ -141,7 +144,6 @@ def with_tables(measured: MeasuredLatency, tables: Sequence[Path]) -> LatencySou
 
 def _by_latency(work: Workspace, model: nn.Module, data: Data, layers: Sequence[Layer], evidence: Evidence) -> Planned:
     from lrd_deploy.ranks.by_latency import LatencyPlanner
-    from lrd_deploy.ranks.choose import plan_ranks
 
     policy = work.recipe.ranks
     source = _inference(work)
@@ -154,13 +156,32 @@ def _by_latency(work: Workspace, model: nn.Module, data: Data, layers: Sequence[
     else:
         with _whole_model(work, model, data) as timer:
             plan = planner.plan(timer)
+    return studied(planner, plan)
+
+
+def studied(planner: LatencyPlanner, plan: RankPlan) -> Planned:
+    """Returns a plan with what the planner saw, and where the policies that need no timing would lie."""
+    from lrd_deploy.ranks.choose import plan_ranks
+
     study = planner.study(plan)
     others = [
-        planner.front_point(name, plan_ranks(layers, policy, evidence=evidence))
+        planner.front_point(name, plan_ranks(planner.layers, policy, evidence=planner.evidence))
         for name, policy in _compared(planner.quantum)
     ]
     front = (*study.front, *(point for point in others if point is not None))
     return Planned(plan, study.model_copy(update={"front": front}))
+
+
+def write_study(planned: Planned, folder: Path) -> list[Path]:
+    """Writes what a measuring policy saw, as JSON and as pictures, and returns the files; none for other policies."""
+    from lrd_deploy.report.plan_figures import pareto_front, staircases
+
+    if planned.study is None:
+        return []
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = {"staircases": staircases(planned.study), "front": pareto_front(planned.study, planned.plan)}
+    drawn = [write_text(folder / f"{name}.svg", svg) for name, svg in figures.items()]
+    return [planned.study.write(folder / "study.json"), *drawn]
 
 
 def _inference(work: Workspace) -> LatencySource:
@@ -211,8 +232,8 @@ def _whole_model(work: Workspace, model: nn.Module, data: Data) -> Iterator[Mode
         yield ModelLatency(path, nodes, {INPUT: repeated(example.numpy(), bench.batch)}, bench.threads)
 
 
-def _with_notes(plan: RankPlan, evidence: Evidence) -> RankPlan:
-    """Adds why a factorised layer was not weighed by its inputs."""
+def with_reasons(plan: RankPlan, evidence: Evidence) -> RankPlan:
+    """Returns the plan with why a factorised layer was not weighed by its inputs."""
     layers = [
         layer.model_copy(update={"reason": f"{layer.reason}; {evidence.unweighted[layer.name]}"})
         if layer.name in evidence.unweighted and not isinstance(layer.choice, KeepDense)
@@ -222,7 +243,12 @@ def _with_notes(plan: RankPlan, evidence: Evidence) -> RankPlan:
     return plan.model_copy(update={"layers": tuple(layers)})
 
 
-def _checked(plan: RankPlan) -> RankPlan:
+def checked(plan: RankPlan) -> RankPlan:
+    """Returns a plan that factorises something.
+
+    Raises:
+        UsageError: every layer would stay dense.
+    """
     if plan.factorised:
         return plan
     reasons = sorted({layer.reason for layer in plan.layers})

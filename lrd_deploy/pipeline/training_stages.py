@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lrd_deploy.bench.environment import environment
-from lrd_deploy.files import sha256_of, write_text, write_whole
+from lrd_deploy.files import sha256_of, write_whole
 from lrd_deploy.pipeline.planning import measures
 from lrd_deploy.pipeline.workspace import Workspace, source_digest
 from lrd_deploy.recipe.settings import FineTuning, PythonData, PythonModel, Training, TransformersPretrained
@@ -92,19 +92,12 @@ def _make_dense(work: Workspace, key: str) -> tuple[TrainedModel, list[Path]]:
 
 
 def _make_plan(work: Workspace, dense: TrainedModel) -> tuple[RankPlan, list[Path]]:
-    from lrd_deploy.pipeline.planning import plan_model
-    from lrd_deploy.report.plan_figures import pareto_front, staircases
+    from lrd_deploy.pipeline.planning import plan_model, write_study
 
     data = build_data(work)
     _seed(work)
     planned = plan_model(work, build_model(work, dense.weights), data)
-    if planned.study is None:
-        return planned.plan, []
-    folder, study = work.path("plan"), planned.study
-    folder.mkdir(exist_ok=True)
-    figures = {"staircases": staircases(study), "front": pareto_front(study, planned.plan)}
-    drawn = [write_text(folder / f"{name}.svg", svg) for name, svg in figures.items()]
-    return planned.plan, [study.write(folder / "study.json"), *drawn]
+    return planned.plan, write_study(planned, work.path("plan"))
 
 
 def _make_lowrank(work: Workspace, dense: TrainedModel, plan: RankPlan, key: str) -> tuple[TrainedModel, list[Path]]:

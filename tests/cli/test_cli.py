@@ -328,3 +328,48 @@ def test_a_shard_that_is_none_is_refused(call, tiny_recipe, shard):
 def test_a_table_that_is_not_there_is_refused(call, tiny_recipe, tmp_path):
     recipe = str(tiny_recipe(ranks=LATENCY_POLICY))
     assert refused(call("plan", recipe, "--table", str(tmp_path / "none.jsonl")), "none.jsonl")
+
+
+@pytest.fixture
+def onnx_file(tmp_path):
+    import onnx
+
+    from lrd_deploy.bench.layer_graph import layer_graph
+    from lrd_deploy.records import KeepDense, LayerSignature
+
+    signature = LayerSignature(
+        kind="conv2d", in_channels=64, out_channels=64, kernel=(3, 3), padding=(1, 1), spatial=(12, 12)
+    )
+    model = layer_graph(signature, KeepDense())
+    model.graph.node[0].name = "conv"
+    onnx.save(model, tmp_path / "model.onnx")
+    return tmp_path / "model.onnx"
+
+
+def test_an_onnx_file_is_planned_without_a_recipe(call, onnx_file, tmp_path):
+    data = tmp_path / "data.npz"
+    np.savez(data, x=np.random.default_rng(0).standard_normal((20, 64, 12, 12)).astype(np.float32))
+    arguments = ["plan", str(onnx_file), "--target-speedup", "1.1", "--calibration-data", str(data)]
+    code, out, err = call(*arguments, "--batch", "4", "--out", str(tmp_path / "run"), "--json")
+    assert code == 0, err
+    plan = json.loads(out)
+    assert [layer["name"] for layer in plan["layers"]] == ["conv"]
+    assert plan["layers"][0]["choice"]["form"] != "dense"
+    assert plan["measured_speedup"] >= 1.1
+    assert (tmp_path / "run" / "plan" / "staircases.svg").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--target-speedup", "2", "--max-error", "0.1"], "exactly one of"),
+        (["--target-speedup", "0.5"], "greater than 1"),
+        (["--batch", "0"], "greater than or equal to 1"),
+    ],
+)
+def test_goals_that_make_no_sense_are_refused(call, onnx_file, arguments, reason):
+    assert refused(call("plan", str(onnx_file), *arguments), reason)
+
+
+def test_options_of_an_onnx_file_are_refused_with_a_recipe(call, tiny_recipe):
+    assert refused(call("plan", str(tiny_recipe()), "--batch", "4"), "--batch; these only with an ONNX file")

@@ -1,0 +1,81 @@
+"""Planning an ONNX file: no recipe, no PyTorch; the plan is for `decompose_node`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from lrd_deploy.bench.layer_latency import MeasuredLatency
+from lrd_deploy.bench.model_latency import ModelLatency
+from lrd_deploy.engines.backend import Arrays
+from lrd_deploy.engines.inputs import random_batches, stored_batches
+from lrd_deploy.engines.onnx_moments import onnx_moments
+from lrd_deploy.export.onnx_file import read_model
+from lrd_deploy.export.onnx_layers import survey_onnx
+from lrd_deploy.observer import Observer
+from lrd_deploy.pipeline.planning import Planned, checked, studied, with_reasons, with_tables, write_study
+from lrd_deploy.ranks.by_latency import LatencyPlanner
+from lrd_deploy.ranks.choose import check_finite
+from lrd_deploy.ranks.evidence import Evidence, metrics_of
+from lrd_deploy.recipe import LatencyRank
+from lrd_deploy.recipe.settings import Bench, Calibration
+
+
+def plan_onnx(
+    model: Path,
+    policy: LatencyRank,
+    bench: Bench,
+    folder: Path,
+    observer: Observer,
+    *,
+    calibration_data: Path | None = None,
+    tables: Sequence[Path] = (),
+) -> Planned:
+    """Chooses the ranks of an ONNX file's nodes by their latency in ONNX Runtime.
+
+    Args:
+        model: layers are named after its nodes.
+        policy: the goal; training is not planned here.
+        bench: batch and threads to time for.
+        folder: gets `plan.json`, the study with its pictures, and the latencies, which a second call does not repeat.
+        observer: hears of progress.
+        calibration_data: an .npz file of arrays by input name, to weigh errors by; without it all inputs weigh alike.
+        tables: stored latencies, in the place of measurements.
+
+    Raises:
+        InputError: the model or the data is invalid, or a table lacks a layer.
+        UsageError: the goal is out of reach, or no layer is worth factorising.
+    """
+    graph = read_model(model)
+    layers = survey_onnx(graph)
+    check_finite(layers)
+    evidence = Evidence()
+    if calibration_data is not None:
+        observer.note(f"running the calibration data of '{calibration_data}'")
+        batches = _batches_of(calibration_data, bench.batch)
+        metrics, unweighted = metrics_of(onnx_moments(graph, layers, batches), damping=Calibration().damping)
+        evidence = Evidence(metrics=metrics, unweighted=unweighted)
+    measured = MeasuredLatency(
+        batch=bench.batch, threads=bench.threads, store=folder / "latency.jsonl", observer=observer
+    )
+    source = with_tables(measured, tables)
+    planner = LatencyPlanner(layers, policy, source, evidence)
+    names = {layer.name: [layer.name] for layer in layers}
+    inputs = random_batches(model, (bench.batch,))[0]
+    timer = ModelLatency(model, names, inputs, bench.threads) if source is measured else None
+    planned = studied(planner, checked(with_reasons(planner.plan(timer), evidence)))
+    planned.plan.write(folder / "plan.json")
+    write_study(planned, folder / "plan")
+    return planned
+
+
+def _batches_of(path: Path, batch: int) -> list[Arrays]:
+    """All samples of an .npz file, in batches; a last one that is not full is left out where there are others."""
+    stored_batches(path, (1,))  # a file that is no such thing is told here
+    with np.load(path) as stored:
+        count = min(len(stored[name]) for name in stored.files)
+    whole = stored_batches(path, (count,))[0]
+    starts = range(0, max(count - batch, 0) + 1, batch)
+    return [{name: array[start : start + batch] for name, array in whole.items()} for start in starts]
