@@ -287,11 +287,26 @@ def test_weights_that_are_not_there_are_told_with_the_path_looked_in(call, tiny_
     assert refused(call("plan", path, "--out", tmp_path / "o"), str(tmp_path / "nope.safetensors"), "check the path")
 
 
-LATENCY_POLICY = {"policy": "latency", "target_speedup": 1.05, "quantum": 4}
+MEASURED = {
+    "model": {
+        "transformers": {
+            "model_type": "resnet",
+            "layer_type": "basic",
+            "num_channels": 1,
+            "embedding_size": 64,
+            "hidden_sizes": [64, 128],
+            "depths": [1, 1],
+            "num_labels": 10,
+        }
+    },
+    "data": {"digits": {"image_size": 32, "batch_size": 128}},
+    "dense": {"epochs": 1, "learning_rate": 0.05},
+    "ranks": {"policy": "latency", "target_speedup": 1.05, "quantum": 16},
+}
 
 
 def test_a_table_measured_once_plans_without_measuring(call, tiny_recipe, tmp_path):
-    recipe, table = str(tiny_recipe(ranks=LATENCY_POLICY)), tmp_path / "kept" / "t.jsonl"
+    recipe, table = str(tiny_recipe(**MEASURED)), tmp_path / "kept" / "t.jsonl"
     code, out, _ = call("calibrate", "latency", recipe, "--table", str(table), "--json")
     assert code == 0
     done = json.loads(out)
@@ -309,7 +324,7 @@ def test_a_table_measured_once_plans_without_measuring(call, tiny_recipe, tmp_pa
 
 
 def test_shards_of_a_table_add_up(call, tiny_recipe, tmp_path):
-    recipe = str(tiny_recipe(ranks=LATENCY_POLICY))
+    recipe = str(tiny_recipe(**MEASURED))
     for number in (1, 2, 3):
         table = str(tmp_path / "shards" / f"{number}.jsonl")
         assert call("calibrate", "latency", recipe, "--table", table, "--shard", f"{number}/3")[0] == 0
@@ -326,7 +341,7 @@ def test_a_shard_that_is_none_is_refused(call, tiny_recipe, shard):
 
 
 def test_a_table_that_is_not_there_is_refused(call, tiny_recipe, tmp_path):
-    recipe = str(tiny_recipe(ranks=LATENCY_POLICY))
+    recipe = str(tiny_recipe(**MEASURED))
     assert refused(call("plan", recipe, "--table", str(tmp_path / "none.jsonl")), "none.jsonl")
 
 
