@@ -84,7 +84,7 @@ def compute(task: argparse.Namespace) -> None:
     from subjects import build, data, fine_tune_
 
     from lrd_deploy.export.torch_export import export_onnx
-    from lrd_deploy.train.loop import accuracy
+    from lrd_deploy.train.accuracy import accuracy
 
     images, dense = data(task.model, task.seed), build(task.model, task.weights)
     started = time.perf_counter()

@@ -14,8 +14,8 @@ class Observer(Protocol):
     def stage_finished(self, stage: str, seconds: float, *, resumed: bool) -> None:
         """A stage ended; `resumed` when its stored result still held."""
 
-    def progress(self, what: str, done: int, total: int) -> None:
-        """`done` of `total` pieces of `what` are finished."""
+    def progress(self, what: str, done: int, total: int, detail: str = "") -> None:
+        """`done` of `total` pieces of `what` are finished; `detail` says how it goes."""
 
     def note(self, text: str) -> None:
         """One line worth reading."""
@@ -30,7 +30,7 @@ class SilentObserver:
     def stage_finished(self, stage: str, seconds: float, *, resumed: bool) -> None:
         """Ignored."""
 
-    def progress(self, what: str, done: int, total: int) -> None:
+    def progress(self, what: str, done: int, total: int, detail: str = "") -> None:
         """Ignored."""
 
     def note(self, text: str) -> None:

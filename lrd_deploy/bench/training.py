@@ -11,9 +11,9 @@ from lrd_deploy.bench.process import run_worker
 from lrd_deploy.bench.statistics import median, ratio_with_interval
 from lrd_deploy.observer import Observer, SilentObserver
 from lrd_deploy.recipe import Recipe
-from lrd_deploy.recipe.settings import FineTuning
+from lrd_deploy.recipe.settings import FineTuning, SequentialFreezing
 from lrd_deploy.records import FrozenGroup, RankPlan, Record, TrainingSpeedup
-from lrd_deploy.train.freezing import frozen_group
+from lrd_deploy.train.freezing import frozen_group, phases
 
 
 class TrainingLaunchPlan(Record):
@@ -70,7 +70,10 @@ def compare_training(plan: TrainingLaunchPlan, launches: int, observer: Observer
 
 def phase_shares(settings: FineTuning) -> dict[FrozenGroup, float]:
     """Returns the share of the epochs that each phase of the freezing schedule gets."""
-    groups = [frozen_group(settings.freezing, epoch) for epoch in range(settings.epochs)]
+    freezing = settings.freezing
+    if isinstance(freezing, SequentialFreezing) and freezing.unit == "steps":
+        return dict.fromkeys(phases(freezing), 0.5)
+    groups = [frozen_group(freezing, epoch) for epoch in range(settings.epochs)]
     return {group: groups.count(group) / len(groups) for group in dict.fromkeys(groups)}
 
 

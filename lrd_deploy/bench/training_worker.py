@@ -20,8 +20,10 @@ from lrd_deploy.models.data import batches, load_data
 from lrd_deploy.models.source import load_model, load_weights_, make_importable
 from lrd_deploy.recipe.settings import Training
 from lrd_deploy.records import FrozenGroup
+from lrd_deploy.train.devices import PhaseModels
 from lrd_deploy.train.freezing import freeze_, phases
-from lrd_deploy.train.loop import make_optimizer, training_step
+from lrd_deploy.train.optimizer import make_optimizer
+from lrd_deploy.train.step import TrainingStep
 
 _ROUNDS, _STEPS, _BATCHES = 5, 2, 4
 _TINY_RATE = 1e-6  # the weights stay put; a step costs the same
@@ -65,17 +67,16 @@ class _Steps:
 
     def __init__(self, model: nn.Module, settings: Training, data: Iterator[tuple[Tensor, Tensor]]) -> None:
         layout = torch.channels_last if settings.channels_last else torch.contiguous_format
-        self.model, self.settings, self.data = model.to(memory_format=layout).train(), settings, data
-        self.optimizer = make_optimizer(self.model, settings)
+        self.model, self.data = model.to(memory_format=layout).train(), data
+        self.step = TrainingStep(self.model, make_optimizer(self.model, settings), settings)
+        self.models = PhaseModels(self.model, compiled=settings.compile)
         self.phase: FrozenGroup = "none"
-        for group in self.optimizer.param_groups:
-            group["lr"] = _TINY_RATE
 
     def __call__(self, phase: FrozenGroup) -> None:
         if phase != self.phase:  # as in training, where a phase lasts an epoch
             freeze_(self.model, phase)
             self.phase = phase
-        training_step(self.model, self.optimizer, next(self.data), self.settings)
+        self.step.take(self.models.of(phase), [next(self.data)], _TINY_RATE)
 
 
 def _dense(plan: TrainingLaunchPlan) -> nn.Module:

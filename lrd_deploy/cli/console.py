@@ -32,6 +32,7 @@ class ConsoleObserver:
 
         self._console = Console(stderr=True, highlight=False)
         columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (*columns, TextColumn("{task.fields[detail]}"))
         self._bars: Progress | None = (
             Progress(*columns, console=self._console, transient=True) if self._console.is_terminal else None
         )
@@ -56,16 +57,16 @@ class ConsoleObserver:
         how = "unchanged" if resumed else f"{seconds:.1f} s"
         self._console.print(f"{stage.replace('_', ' '):15} {how}", markup=False)
 
-    def progress(self, what: str, done: int, total: int) -> None:
+    def progress(self, what: str, done: int, total: int, detail: str = "") -> None:
         """Moves the bar; a new `what` gets a new one. Without a terminal, a line when it is done."""
         if self._bars is None:
             if done == total:
-                self._console.print(f"  {what}", markup=False)
+                self._console.print(f"  {what}{f': {detail}' if detail else ''}", markup=False)
             return
         if what != self._what or self._task is None:
             self._clear()
-            self._task, self._what = self._bars.add_task(what, total=total), what
-        self._bars.update(self._task, completed=done)
+            self._task, self._what = self._bars.add_task(what, total=total, detail=""), what
+        self._bars.update(self._task, completed=done, detail=detail)
 
     def note(self, text: str) -> None:
         """One line."""

@@ -13,6 +13,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from lrd_deploy.decompose.factor_conv import FactorConv2d
 from lrd_deploy.decompose.factorize import SVDFactors, Tucker2Factors, svd_factors, tucker2_factors
 from lrd_deploy.ranks.forms import FactorShape, factor_shapes
 from lrd_deploy.ranks.metric import Metric
@@ -106,13 +107,13 @@ class Tucker2Conv2d(nn.Module):
 FactorisedLayer = SVDLinear | SVDConv2d | Tucker2Conv2d
 
 
-def _factors(like: nn.Conv2d, choice: Choice) -> list[nn.Conv2d]:
+def _factors(like: nn.Conv2d, choice: Choice) -> list[FactorConv2d]:
     """The factors as convolutions with new weights; the last has the bias."""
     shapes = factor_shapes(like.in_channels, like.out_channels, choice)
     return [_factor(like, shape, bias=shape is shapes[-1] and like.bias is not None) for shape in shapes]
 
 
-def _factor(like: nn.Conv2d, shape: FactorShape, *, bias: bool) -> nn.Conv2d:
+def _factor(like: nn.Conv2d, shape: FactorShape, *, bias: bool) -> FactorConv2d:
     placement = {
         name: _placed(getattr(like, name), shape.places, neutral=1) for name in ("kernel_size", "stride", "dilation")
     }
@@ -121,7 +122,7 @@ def _factor(like: nn.Conv2d, shape: FactorShape, *, bias: bool) -> nn.Conv2d:
         words = isinstance(like.padding, str)
         padding = like.padding if words else _placed(like.padding, shape.places, neutral=0)
         placement |= {"padding": padding, "padding_mode": like.padding_mode}
-    return nn.Conv2d(shape.in_channels, shape.out_channels, bias=bias, **placement, **_kept_where(like))
+    return FactorConv2d(shape.in_channels, shape.out_channels, bias=bias, **placement, **_kept_where(like))
 
 
 def _placed(sizes: tuple[int, int], places: tuple[bool, bool], *, neutral: int) -> tuple[int, ...]:

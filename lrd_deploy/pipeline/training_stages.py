@@ -87,7 +87,7 @@ def _make_dense(work: Workspace, key: str) -> tuple[TrainedModel, list[Path]]:
     check_fit(loaded.module, data)
     if loaded.trained or recipe.dense is None:
         return _stored(work, "dense", loaded.module, data)
-    epochs = _trained(work, work.scratch("dense", key), loaded.module, data, recipe.dense)
+    epochs = _trained(work, "dense", key, loaded.module, data, recipe.dense)
     return _stored(work, "dense", loaded.module, data, epochs=epochs)
 
 
@@ -105,7 +105,7 @@ def _make_lowrank(work: Workspace, dense: TrainedModel, plan: RankPlan, key: str
     from lrd_deploy.decompose.surgery import decompose_
     from lrd_deploy.models.data import batches
     from lrd_deploy.pipeline.planning import planned_metrics
-    from lrd_deploy.train.loop import accuracy
+    from lrd_deploy.train.accuracy import accuracy
 
     settings, data = work.recipe.fine_tune, build_data(work)
     work.observer.note(f"decomposing {len(plan.factorised)} layers")
@@ -115,11 +115,20 @@ def _make_lowrank(work: Workspace, dense: TrainedModel, plan: RankPlan, key: str
     _seed(work)
     reestimate_batchnorm_(model, islice((inputs for inputs, _ in batches(data.train)), settings.batchnorm_batches))
     before = accuracy(model, data)
-    epochs = _trained(work, work.scratch("lowrank", key), model, data, settings)
+    teacher = None if settings.distillation is None else build_model(work, dense.weights)
+    epochs = _trained(work, "lowrank", key, model, data, settings, teacher)
     return _stored(work, "lowrank", model, data, epochs=epochs, accuracy_before=before)
 
 
-def _trained(work: Workspace, scratch: Path, model: nn.Module, data: Data, settings: Training) -> tuple[Epoch, ...]:
+def _trained(
+    work: Workspace,
+    stage: str,
+    key: str,
+    model: nn.Module,
+    data: Data,
+    settings: Training,
+    teacher: nn.Module | None = None,
+) -> tuple[Epoch, ...]:
     from lrd_deploy.train.loop import TrainingJob, train
 
     job = TrainingJob(
@@ -127,8 +136,11 @@ def _trained(work: Workspace, scratch: Path, model: nn.Module, data: Data, setti
         data=data,
         settings=settings,
         seed=work.recipe.seed,
-        checkpoints=scratch,
+        checkpoints=work.scratch(stage, key),
         what="fine-tuning" if isinstance(settings, FineTuning) else "training dense",
+        teacher=teacher,
+        progress=work.recipe.progress,
+        log=work.path(stage, "training.jsonl"),
     )
     return train(job, work.observer)
 
@@ -143,7 +155,8 @@ def _stored(
     accuracy_before: float | None = None,
 ) -> tuple[TrainedModel, list[Path]]:
     from lrd_deploy.models.source import save_weights
-    from lrd_deploy.train.loop import accuracy, chance
+    from lrd_deploy.train.accuracy import accuracy, chance
+    from lrd_deploy.train.freezing import factor_groups
 
     weights = work.path(stage, _WEIGHTS)
     write_whole(weights, lambda target: save_weights(model, target))
@@ -156,6 +169,7 @@ def _stored(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         epochs=epochs,
         trained_here=bool(epochs),
+        groups=factor_groups(model),
     )
     return record, [weights]
 

@@ -22,6 +22,7 @@ from lrd_deploy.recipe.settings import (
     Export,
     FineTuning,
     ModelSource,
+    Progress,
     Rewrite,
     Settings,
     TablePath,
@@ -52,6 +53,7 @@ class Recipe(Settings):
     export: Export = Export()
     rewrite: Rewrite = Rewrite()
     bench: Bench = Bench()
+    progress: Progress = Progress()
     seed: int = Field(default=0, ge=0)
 
     @field_validator("model", "data", mode="before")

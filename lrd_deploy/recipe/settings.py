@@ -179,21 +179,28 @@ class RegularFreezing(Settings):
 
 
 class SequentialFreezing(Settings):
-    """Groups A and B take turns: `first_frozen` stands still for `period` epochs, then the other.
+    """Groups A and B take turns: `first_frozen` stands still for `period` epochs (or steps), then the other.
+
+    `optimizer_state` of a factor that learns again is `kept` from its last turn, or `reset`.
 
     Source: arXiv 2309.03824, which alternates every epoch.
     """
 
     schedule: Literal["sequential"] = "sequential"
     period: int = Field(default=1, ge=1)
+    unit: Literal["epochs", "steps"] = "epochs"
     first_frozen: Literal["A", "B"] = "B"
+    optimizer_state: Literal["kept", "reset"] = "kept"
 
 
 Freezing = Annotated[NoFreezing | RegularFreezing | SequentialFreezing, Field(discriminator="schedule")]
 
 
 class Training(Settings):
-    """Supervised training with cross-entropy; the learning rate warms up, then falls along a cosine to zero."""
+    """Supervised training with cross-entropy; the learning rate warms up, then falls along a cosine to zero.
+
+    A batch is the global one: processes share it, so that a recipe means the same on any number of devices.
+    """
 
     epochs: int = Field(ge=1)
     learning_rate: float = Field(gt=0.0)
@@ -203,14 +210,40 @@ class Training(Settings):
     warmup_share: float = Field(default=0.1, ge=0.0, lt=1.0)
     label_smoothing: float = Field(default=0.0, ge=0.0, lt=1.0)
     clip_norm: float | None = Field(default=None, gt=0.0)
+    gradient_accumulation: int = Field(default=1, ge=1)
+    mixed_precision: Literal["none", "bf16", "fp16"] = "none"
+    compile: bool = False
     channels_last: bool = True
 
 
+class Distillation(Settings):
+    """The dense model's softened answers as targets: `weight` of the loss is theirs, the rest the labels'.
+
+    Source: Hinton et al., arXiv 1503.02531; the softened part is scaled by the temperature squared.
+    """
+
+    weight: float = Field(default=0.5, gt=0.0, le=1.0)
+    temperature: float = Field(default=2.0, gt=0.0)
+
+
+class FactorRates(Settings):
+    """What the learning rate is multiplied by, for the factors of each group."""
+
+    A: float = Field(default=1.0, gt=0.0)
+    B: float = Field(default=1.0, gt=0.0)
+
+
 class FineTuning(Training):
-    """Training of the decomposed model; `batchnorm_batches` re-estimate BatchNorm right after decomposition."""
+    """Training of the decomposed model; `batchnorm_batches` re-estimate BatchNorm right after decomposition.
+
+    `factor_decay` applies `weight_decay` to the factors' `product`, or to `each` factor by itself.
+    """
 
     freezing: Freezing = SequentialFreezing()
     batchnorm_batches: int = Field(default=20, ge=0)
+    factor_decay: Literal["each", "product"] = "each"
+    factor_rates: FactorRates = FactorRates()
+    distillation: Distillation | None = None
 
     @field_validator("freezing", mode="before")
     @classmethod
@@ -220,7 +253,8 @@ class FineTuning(Training):
     @model_validator(mode="after")
     def _both_groups_learn(self) -> Self:
         freezing = self.freezing
-        if isinstance(freezing, SequentialFreezing) and self.epochs <= freezing.period:
+        in_epochs = isinstance(freezing, SequentialFreezing) and freezing.unit == "epochs"
+        if in_epochs and self.epochs <= freezing.period:
             raise ValueError(
                 f"sequential freezing with a period of {freezing.period} needs more than {freezing.period} epochs, "
                 f"or group {freezing.first_frozen} would never learn"
@@ -237,6 +271,16 @@ class Calibration(Settings):
 
     samples: int = Field(default=256, ge=0)
     damping: float = Field(default=0.01, gt=0.0)
+
+
+class Progress(Settings):
+    """Of long training: a checkpoint every so many minutes, besides after every epoch, and accelerate's trackers.
+
+    `trackers` are names that accelerate knows, such as tensorboard. Nothing here changes the result.
+    """
+
+    checkpoint_minutes: float = Field(default=10.0, gt=0.0)
+    trackers: tuple[str, ...] = ()
 
 
 # After training ---------------------------------------------------------------------------------------------------

@@ -11,10 +11,10 @@ FrozenGroup = Literal["none", "A", "B"]
 
 
 class Epoch(Record):
-    """One pass over the training data; `frozen` names the factor group that stood still."""
+    """One pass over the training data; `frozen` counts the steps in which each factor group stood still."""
 
     epoch: int
-    frozen: FrozenGroup
+    frozen: dict[FrozenGroup, int]
     loss: float
     accuracy: float
     learning_rate: float
@@ -25,7 +25,8 @@ class Epoch(Record):
 class TrainedModel(Record):
     """Weights on disk, how they came about, and how good they are on the test data.
 
-    `chance` is the accuracy of always answering the most frequent label.
+    `chance` is the accuracy of always answering the most frequent label; `groups` names the factors that were frozen
+    together.
     """
 
     weights: Path
@@ -36,3 +37,4 @@ class TrainedModel(Record):
     parameters: int
     epochs: tuple[Epoch, ...]
     trained_here: bool
+    groups: dict[Literal["A", "B"], tuple[str, ...]]

@@ -16,8 +16,9 @@ def training_curves(dense: TrainedModel, lowrank: TrainedModel) -> str:
             axes.plot(*_over_time(trained), color=color, marker="o", markersize=3, label=label)
     started = 0.0
     for epoch in lowrank.epochs:
-        if epoch.frozen != "none":
-            axes.axvspan(started, started + epoch.seconds, color=_SHADE[epoch.frozen], alpha=0.12, linewidth=0)
+        groups = tuple(epoch.frozen)
+        if len(groups) == 1 and groups[0] != "none":  # groups that change within an epoch would be stripes
+            axes.axvspan(started, started + epoch.seconds, color=_SHADE[groups[0]], alpha=0.12, linewidth=0)
         started += epoch.seconds
     axes.set_xlabel("seconds of training")
     axes.set_ylabel("test accuracy, %")

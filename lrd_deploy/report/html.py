@@ -49,7 +49,7 @@ def render(folder: Path) -> str:
         dense=dense,
         lowrank=lowrank,
         rows=comparison_rows(record),
-        frozen={epoch.frozen for epoch in lowrank.epochs} - {"none"},
+        frozen={group for epoch in lowrank.epochs for group in epoch.frozen} - {"none"},
         speedup=speedup,
         ms=milliseconds,
         choice_name=choice_name,

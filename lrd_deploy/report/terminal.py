@@ -16,6 +16,7 @@ from lrd_deploy.records import (
     CalibratedLatencies,
     CheckpointReport,
     Comparison,
+    Epoch,
     FactorisedWeight,
     OutputDifference,
     RankPlan,
@@ -114,12 +115,16 @@ def calibration_table(done: CalibratedLatencies) -> RenderableType:
 def training_table(trained: TrainedModel) -> RenderableType:
     """One row per epoch."""
     rows = [
-        (str(epoch.epoch), epoch.frozen, f"{epoch.loss:.4f}", f"{epoch.accuracy:.2%}", f"{epoch.images_per_s:.0f}/s")
+        (str(epoch.epoch), ", ".join(epoch.frozen), f"{epoch.loss:.4f}", f"{epoch.accuracy:.2%}", _rate(epoch))
         for epoch in trained.epochs
     ]
     return Group(
         table(("epoch", "frozen", "loss", "accuracy", "images"), rows), f"test accuracy {trained.accuracy:.2%}"
     )
+
+
+def _rate(epoch: Epoch) -> str:
+    return f"{epoch.images_per_s:.0f}/s"
 
 
 def rewrite_table(report: RewriteReport) -> RenderableType:

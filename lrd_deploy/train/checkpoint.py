@@ -1,11 +1,14 @@
-"""Checkpoints of a training loop: a folder an epoch, whole or absent, of which the newest is kept."""
+"""Checkpoints of a training loop: a folder each, whole or absent, of which the newest is kept."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
+from pydantic import Field
 from torch import nn
 
 from lrd_deploy.errors import InputError
@@ -15,30 +18,45 @@ from lrd_deploy.records import Epoch, Record
 
 
 class Checkpoint(Record):
-    """How far training had come."""
+    """How far training had come: whole epochs, and what the one that was under way had summed up."""
 
     epochs: tuple[Epoch, ...] = ()
+    batches: int = 0
+    loss_sum: float = 0.0
+    images: int = 0
+    seconds: float = 0.0
+    frozen: dict[str, int] = Field(default_factory=dict)
 
 
-def save_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) -> None:
+class Stateful(Protocol):
+    """Something whose state goes into a checkpoint, such as an optimizer."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns tensors and plain containers."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes them back."""
+
+
+def save_checkpoint(folder: Path, model: nn.Module, parts: Mapping[str, Stateful], checkpoint: Checkpoint) -> None:
     """Writes a checkpoint, then removes the older ones."""
     older = _checkpoints(folder)
 
     def fill(into: Path) -> None:
         save_weights(model, into / "model.safetensors")
-        _save_optimizer(optimizer, into / "optimizer.pt")
+        _save({name: part.state_dict() for name, part in parts.items()}, into / "state.pt")
         checkpoint.write(into / "checkpoint.json")
 
-    write_folder_whole(folder / f"epoch-{len(checkpoint.epochs):05d}", fill)
+    write_folder_whole(folder / f"epoch-{len(checkpoint.epochs):05d}-{checkpoint.batches:08d}", fill)
     for old in older:
         shutil.rmtree(old)
 
 
-def load_newest(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Checkpoint:
-    """Loads the newest checkpoint into the model and the optimizer, in place; an empty one where there is none.
+def load_newest(folder: Path, model: nn.Module, parts: Mapping[str, Stateful]) -> Checkpoint:
+    """Loads the newest checkpoint into the model and the other parts, in place; an empty one where there is none.
 
     Raises:
-        InputError: the checkpoint is of another model.
+        InputError: the checkpoint is of another model or plan.
     """
     found = _checkpoints(folder)
     if not found:
@@ -47,7 +65,9 @@ def load_newest(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer
     load_weights_(model, newest / "model.safetensors")
     try:
         # Tensors and plain containers only: a checkpoint must not be able to run code.
-        optimizer.load_state_dict(torch.load(newest / "optimizer.pt", weights_only=True))
+        state = torch.load(newest / "state.pt", weights_only=True)
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
     except (ValueError, KeyError, RuntimeError) as exc:
         raise InputError(
             f"resuming from '{newest}'",
@@ -58,9 +78,9 @@ def load_newest(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer
     return Checkpoint.read(newest / "checkpoint.json")
 
 
-def _save_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
+def _save(state: dict[str, Any], path: Path) -> None:
     try:
-        torch.save(optimizer.state_dict(), path)
+        torch.save(state, path)
     except RuntimeError as exc:  # what a full disk becomes in PyTorch's writer
         raise OSError(str(exc)) from exc
 

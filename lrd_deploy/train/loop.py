@@ -1,33 +1,39 @@
-"""One training loop for the dense model and for fine-tuning: accelerate underneath, resumable at every epoch."""
+"""One training loop for the dense model and for fine-tuning: accelerate underneath, resumable at every step."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import nn
-from torch.nn.functional import cross_entropy
 
-from lrd_deploy.errors import InputError, TrainingDiverged
+from lrd_deploy.errors import TrainingDiverged, UsageError
 from lrd_deploy.models.data import Data, batches
-from lrd_deploy.models.fit import check_labels
-from lrd_deploy.models.source import logits
 from lrd_deploy.observer import Observer, SilentObserver
-from lrd_deploy.recipe.settings import FineTuning, Training
-from lrd_deploy.records import Epoch, FrozenGroup
+from lrd_deploy.recipe.settings import FineTuning, NoFreezing, Progress, SequentialFreezing, Training
+from lrd_deploy.records import Epoch
+from lrd_deploy.train.accuracy import accuracy
 from lrd_deploy.train.checkpoint import Checkpoint, load_newest, save_checkpoint
-from lrd_deploy.train.freezing import freeze_, frozen_group
+from lrd_deploy.train.devices import PhaseModels, make_accelerator, shared_loader, wrapped_for_devices
+from lrd_deploy.train.freezing import FreezingSchedule
+from lrd_deploy.train.log import TrainingLog
+from lrd_deploy.train.optimizer import learning_rate_at, make_optimizer
+from lrd_deploy.train.step import Batch, TrainingStep
 
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """What to train, on what, how, and where its checkpoints go."""
+    """What to train, on what, how, and where its checkpoints go.
+
+    `teacher` is the dense model to distil from, where the settings say so; `log` the file that gets a line per step,
+    by default beside the checkpoints.
+    """
 
     model: nn.Module
     data: Data
@@ -35,210 +41,227 @@ class TrainingJob:
     seed: int
     checkpoints: Path
     what: str
+    teacher: nn.Module | None = None
+    progress: Progress = field(default_factory=Progress)
+    log: Path | None = None
     clock: Callable[[], float] = field(default=time.perf_counter)
 
 
 def train(job: TrainingJob, observer: Observer | None = None) -> tuple[Epoch, ...]:
     """Trains `job.model` in place and returns one record per epoch, resumed ones included.
 
-    Each epoch seeds its own random numbers, so that a run resumed from its last checkpoint ends with the very weights
+    Every step seeds its own random numbers, so that a run resumed from its last checkpoint ends with the very weights
     of a run that was never interrupted.
 
     Raises:
         TrainingDiverged: the loss is not finite; the last good checkpoint is kept.
+        InputError: nothing can be frozen, or the checkpoint is of another model.
+        UsageError: the run ends before its schedule of freezing has come round.
     """
-    observer = observer or SilentObserver()
-    accelerator = Accelerator()
-    model = _placed(job.model, accelerator, job.settings)
-    optimizer = make_optimizer(model, job.settings)
-    done = load_newest(job.checkpoints, model, optimizer)
-    records = list(done.epochs)
-    loader = accelerator.prepare(job.data.train)
-    for epoch in range(len(records), job.settings.epochs):
-        _seed_epoch(job, epoch)
-        group = _freeze_for_epoch_(model, job.settings, epoch)
-        run = _EpochRun(job, accelerator, model, optimizer, loader, epoch)
-        records.append(run.train(group, observer))
-        _check_weights(job, epoch)
-        save_checkpoint(job.checkpoints, model, optimizer, Checkpoint(epochs=tuple(records)))
-    freeze_(model, "none")
-    return tuple(records)
+    return _Run(job, observer or SilentObserver()).train()
 
 
-@torch.no_grad()
-def accuracy(model: nn.Module, data: Data) -> float:
-    """Returns the share of test samples whose largest logit is their label.
+class _Run:
+    """A job under way."""
 
-    Raises:
-        InputError: the labels are of one class only, which any model could get right.
-    """
-    device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
-    right, total, classes = 0, 0, set()
-    for inputs, labels in batches(data.test):
-        labels = labels.to(device)
-        output = logits(model, inputs.to(device))
-        check_labels(labels, output.shape[-1], "the test data")
-        right += int((output.argmax(-1) == labels).sum())
-        total += len(labels)
-        classes.update(labels.unique().tolist())
-    model.train(was_training)
-    if len(classes) < 2:
-        raise InputError(
-            "measuring accuracy on the test data",
-            found=f"labels of {len(classes)} class",
-            accepted="two classes or more",
-            remedy="shuffle before splitting, or choose another test set",
+    def __init__(self, job: TrainingJob, observer: Observer) -> None:
+        settings = job.settings
+        self.job, self.observer = job, observer
+        self.accelerator = make_accelerator(job.seed)
+        layout = torch.channels_last if settings.channels_last else torch.contiguous_format
+        self.model = job.model.to(self.accelerator.device).to(memory_format=layout)
+        optimizer = make_optimizer(self.model, settings)
+        teacher = None if job.teacher is None else job.teacher.to(self.accelerator.device)
+        self.step = TrainingStep(self.model, optimizer, settings, teacher)
+        freezing = settings.freezing if isinstance(settings, FineTuning) else NoFreezing()
+        self.schedule = FreezingSchedule(self.model, optimizer, freezing)
+        self.models = PhaseModels(self.model, compiled=settings.compile)
+        self.loader = shared_loader(self.accelerator, job.data.train)
+        self.steps = math.ceil(len(self.loader) / settings.gradient_accumulation)  # per epoch
+        self._check_period(freezing)
+        self.parts = {"optimizer": optimizer, "scaler": self.step.scaler}
+        self.done = load_newest(job.checkpoints, self.model, self.parts)
+        self.wrapped = self._wrapped()
+        self.saved_at = job.clock()
+
+    def train(self) -> tuple[Epoch, ...]:
+        """The epochs that are left; returns all of them."""
+        job, epochs = self.job, self.job.settings.epochs
+        first = len(self.done.epochs) * self.steps + self.done.batches // job.settings.gradient_accumulation
+        path = job.log or job.checkpoints / "training.jsonl"
+        log = TrainingLog(path, self.accelerator, job.progress.trackers, first)
+        try:
+            for epoch in range(len(self.done.epochs), epochs):
+                self._train_epoch(epoch, log)
+        finally:
+            log.close()
+        self.schedule.finish()
+        return self.done.epochs
+
+    def _train_epoch(self, epoch: int, log: TrainingLog) -> None:
+        """From where the checkpoint left it to its end."""
+        job, settings, count = self.job, self.job.settings, self.job.settings.gradient_accumulation
+        total, sums, done = self.steps * settings.epochs, _Sums.of(self.done), self.done.batches
+        started = job.clock() - sums.seconds
+        self.model.train()
+        for parts in _grouped(self._batches(epoch, done), count):
+            step = epoch * self.steps + done // count
+            if self.schedule.begin(epoch, step):
+                self.wrapped = self._wrapped()
+            rate = learning_rate_at(step, total, settings)
+            set_seed(_seed(job.seed, epoch, done, self.accelerator.process_index, _MODEL))
+            loss = float(self.step.take(self.wrapped, parts, rate))
+            if not math.isfinite(loss):
+                raise self._diverged(epoch, f"a loss of {loss}")
+            done += len(parts)
+            sums.add(loss, parts, self.schedule.frozen, job.clock() - started, self.accelerator.num_processes)
+            log.step(step, self._told(epoch, loss, rate, sums))
+            detail = f"loss {sums.mean_loss:.3f}, {sums.images_per_s:.0f} images/s, {_phase(self.schedule.frozen)}"
+            what = f"{job.what}, epoch {epoch + 1} of {settings.epochs}"
+            self.observer.progress(what, done, len(self.loader), detail)
+            if job.clock() - self.saved_at > 60 * job.progress.checkpoint_minutes and done < len(self.loader):
+                self._save(sums.checkpoint(self.done.epochs, done))
+        self._end_epoch(epoch, sums, rate)
+
+    def _end_epoch(self, epoch: int, sums: _Sums, rate: float) -> None:
+        """The last step of an epoch has no loss after it that would tell of weights gone wrong."""
+        if not all(torch.isfinite(parameter).all() for parameter in self.model.parameters()):
+            raise self._diverged(epoch, "weights that are NaN or infinite")
+        self.schedule.check()
+        mean = torch.tensor(sums.mean_loss, device=self.accelerator.device)
+        record = Epoch(
+            epoch=epoch + 1,
+            frozen=dict(sums.frozen),
+            loss=float(self.accelerator.reduce(mean, "mean")),
+            accuracy=accuracy(self.model, self.job.data),
+            learning_rate=rate,
+            seconds=sums.seconds,
+            images_per_s=sums.images_per_s,
         )
-    return right / total
+        self._save(Checkpoint(epochs=(*self.done.epochs, record)))
 
+    def _save(self, checkpoint: Checkpoint) -> None:
+        """Keeps the state in memory and, in the main process, on disk."""
+        self.done = checkpoint
+        if self.accelerator.is_main_process:
+            save_checkpoint(self.job.checkpoints, self.model, self.parts, checkpoint)
+        self.accelerator.wait_for_everyone()
+        self.saved_at = self.job.clock()
 
-def chance(data: Data) -> float:
-    """Returns the accuracy of always answering the most frequent label of the test data."""
-    labels = torch.cat([labels.cpu() for _, labels in batches(data.test)])
-    return float(labels.unique(return_counts=True)[1].max() / len(labels))
+    def _batches(self, epoch: int, skipped: int) -> Iterator[Batch]:
+        """The epoch's batches on the device; the skipped ones are drawn too, so that the rest are what they were."""
+        if hasattr(self.loader, "set_epoch"):
+            self.loader.set_epoch(epoch)
+        own = getattr(self.job.data.train, "generator", None)
+        if own is not None:
+            own.manual_seed(self.job.seed + epoch)
+        set_seed(_seed(self.job.seed, epoch, 0, 0, _DATA))
+        source = batches(self.loader)
+        for number in range(len(self.loader)):
+            set_seed(_seed(self.job.seed, epoch, number, 0, _DATA))
+            inputs, labels = next(source)
+            if number >= skipped:
+                yield inputs.to(self.accelerator.device), labels.to(self.accelerator.device)
 
+    def _wrapped(self) -> nn.Module:
+        return wrapped_for_devices(self.accelerator, self.models.of(self.schedule.frozen))
 
-def make_optimizer(model: nn.Module, settings: Training) -> torch.optim.Optimizer:
-    """Returns the optimizer for every parameter; the frozen ones are skipped because they have no gradient.
+    def _check_period(self, freezing: object) -> None:
+        total = self.steps * self.job.settings.epochs
+        in_steps = isinstance(freezing, SequentialFreezing) and freezing.unit == "steps"
+        if in_steps and freezing.period >= total:
+            raise UsageError(
+                "freezing factors in turn",
+                found=f"a period of {freezing.period} steps in a run of {total}",
+                accepted=f"at most {total - 1}, or group {freezing.first_frozen} would never learn",
+                remedy="shorten 'period', or train for more epochs",
+            )
 
-    Vectors (biases, normalisation) are not decayed.
-    """
-    vectors = [parameter for parameter in model.parameters() if parameter.ndim < 2]
-    matrices = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
-    groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    match settings.optimizer:
-        case "sgd":
-            return _sgd(groups, settings)
-        case "adamw":
-            return torch.optim.AdamW(groups, settings.learning_rate, fused=True)
+    def _told(self, epoch: int, loss: float, rate: float, sums: _Sums) -> dict[str, float | int | str]:
+        return {
+            "epoch": epoch + 1,
+            "loss": loss,
+            "learning_rate": rate,
+            "images_per_s": round(sums.images_per_s, 1),
+            "frozen": self.schedule.frozen,
+        }
 
-
-def _sgd(groups: list[dict], settings: Training) -> torch.optim.SGD:
-    """SGD with Nesterov momentum, whose buffers all exist from the start: the fused step refuses to mix."""
-    momentum = settings.momentum
-    optimizer = torch.optim.SGD(groups, settings.learning_rate, momentum, nesterov=momentum > 0, fused=True)
-    if momentum > 0:
-        for parameter in (parameter for group in groups for parameter in group["params"]):
-            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(
-                parameter
-            )  # one step makes it the gradient
-    return optimizer
-
-
-def learning_rate_at(step: int, steps: int, settings: Training) -> float:
-    """Returns the rate of that step out of `steps`: linear warm-up, then a cosine that ends at zero."""
-    warmup = max(round(settings.warmup_share * steps), 1)
-    if step < warmup:
-        return settings.learning_rate * (step + 1) / warmup
-    progress = (step - warmup) / max(steps - warmup, 1)
-    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def _seed_epoch(job: TrainingJob, epoch: int) -> None:
-    """Makes an epoch's randomness its own: dropout, and the order that the loader's own generator draws."""
-    set_seed(job.seed + epoch)
-    generator = getattr(job.data.train, "generator", None)
-    if generator is not None:
-        generator.manual_seed(job.seed + epoch)
-
-
-def _check_weights(job: TrainingJob, epoch: int) -> None:
-    """The last step of an epoch has no loss after it that would tell."""
-    if not all(torch.isfinite(parameter).all() for parameter in job.model.parameters()):
-        raise _diverged(job, epoch, "weights that are NaN or infinite")
-
-
-def _diverged(job: TrainingJob, epoch: int, found: str) -> TrainingDiverged:
-    kept = f"; the last good state is in '{job.checkpoints}'" if any(job.checkpoints.glob("epoch-*")) else ""
-    return TrainingDiverged(
-        f"{job.what}, epoch {epoch + 1}",
-        found=found,
-        accepted="a finite loss and finite weights",
-        remedy=f"lower 'learning_rate' or set 'clip_norm'{kept}",
-    )
-
-
-def _placed(model: nn.Module, accelerator: Accelerator, settings: Training) -> nn.Module:
-    layout = torch.channels_last if settings.channels_last else torch.contiguous_format
-    return model.to(accelerator.device).to(memory_format=layout)
-
-
-def _freeze_for_epoch_(model: nn.Module, settings: Training, epoch: int) -> FrozenGroup:
-    group = frozen_group(settings.freezing, epoch) if isinstance(settings, FineTuning) else "none"
-    freeze_(model, group)
-    return group
+    def _diverged(self, epoch: int, found: str) -> TrainingDiverged:
+        folder = self.job.checkpoints
+        kept = f"; the last good state is in '{folder}'" if any(folder.glob("epoch-*")) else ""
+        return TrainingDiverged(
+            f"{self.job.what}, epoch {epoch + 1}",
+            found=found,
+            accepted="a finite loss and finite weights",
+            remedy=f"lower 'learning_rate' or set 'clip_norm'{kept}",
+        )
 
 
 @dataclass
-class _EpochRun:
-    """The pass over the data that makes one `Epoch` record."""
+class _Sums:
+    """What an epoch adds up while it runs; steps by the group that was frozen in them."""
 
-    job: TrainingJob
-    accelerator: Accelerator
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    loader: object
-    epoch: int
+    loss: float
+    images: int
+    seconds: float
+    frozen: Counter[str]
 
-    def train(self, group: FrozenGroup, observer: Observer) -> Epoch:
-        settings, steps = self.job.settings, len(self.loader)
-        # Wrapped anew for each phase, after its factors were frozen: wrappers look at requires_grad once.
-        wrapped = self.accelerator.prepare_model(self.model)
-        wrapped.train()
-        started, losses, images = self.job.clock(), [], 0
-        for step, (inputs, labels) in enumerate(batches(self.loader)):
-            rate = learning_rate_at(self.epoch * steps + step, settings.epochs * steps, settings)
-            losses.append(self._step(wrapped, inputs, labels, rate))
-            images += len(labels)
-            if not math.isfinite(losses[-1]):
-                raise _diverged(self.job, self.epoch, f"a loss of {losses[-1]}")
-            observer.progress(f"{self.job.what}, epoch {self.epoch + 1} of {settings.epochs}", step + 1, steps)
-        seconds = self.job.clock() - started
-        return Epoch(
-            epoch=self.epoch + 1,
-            frozen=group,
-            loss=sum(losses) / len(losses),
-            accuracy=accuracy(self.model, self.job.data),
-            learning_rate=rate,
-            seconds=seconds,
-            images_per_s=images / seconds if seconds > 0 else 0.0,
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> _Sums:
+        """Starts where the checkpoint left off."""
+        return cls(checkpoint.loss_sum, checkpoint.images, checkpoint.seconds, Counter(checkpoint.frozen))
+
+    def add(self, loss: float, parts: list[Batch], frozen: str, seconds: float, processes: int) -> None:
+        """Adds one step."""
+        self.loss += loss
+        self.images += processes * sum(len(labels) for _, labels in parts)
+        self.frozen[frozen] += 1
+        self.seconds = seconds
+
+    def checkpoint(self, epochs: tuple[Epoch, ...], done: int) -> Checkpoint:
+        """What to store in the middle of an epoch."""
+        return Checkpoint(
+            epochs=epochs,
+            batches=done,
+            loss_sum=self.loss,
+            images=self.images,
+            seconds=self.seconds,
+            frozen=dict(self.frozen),
         )
 
-    def _step(self, wrapped: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, rate: float) -> float:
-        settings = self.job.settings
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        loss = training_step(wrapped, self.optimizer, (inputs, labels), settings, self.accelerator.backward)
-        return loss.item()
+    @property
+    def mean_loss(self) -> float:
+        """Per step."""
+        return self.loss / max(self.frozen.total(), 1)
+
+    @property
+    def images_per_s(self) -> float:
+        """Of all processes."""
+        return self.images / self.seconds if self.seconds > 0 else 0.0
 
 
-def training_step(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    batch: tuple[torch.Tensor, torch.Tensor],
-    settings: Training,
-    backward: Callable[[torch.Tensor], None] = torch.Tensor.backward,
-) -> torch.Tensor:
-    """Takes one step: forward, backward, clipping, optimizer. Returns the loss of the batch."""
-    loss = training_loss(model, *batch, settings)
-    optimizer.zero_grad(set_to_none=True)
-    backward(loss)
-    if settings.clip_norm is not None:
-        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
-    optimizer.step()
-    return loss
+_DATA, _MODEL = 0, 1
 
 
-def training_loss(model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, settings: Training) -> torch.Tensor:
-    """Returns the mean cross-entropy of one batch.
+def _seed(seed: int, epoch: int, batch: int, process: int, purpose: int) -> int:
+    """A seed of its own for every purpose at every batch: dropout must not repeat, nor depend on what came before."""
+    mixed = 0
+    for part in (seed, epoch, batch, process, purpose):
+        mixed = (mixed * 1_000_003 + part + 1) % (2**32 - 1)  # NumPy takes 32 bits
+    return mixed
 
-    Raises:
-        InputError: a label is no class of the model.
-    """
-    if settings.channels_last and inputs.ndim == 4:
-        inputs = inputs.contiguous(memory_format=torch.channels_last)
-    output = logits(model, inputs)
-    check_labels(labels, output.shape[-1], "the training data")
-    return cross_entropy(output, labels, label_smoothing=settings.label_smoothing)
+
+def _grouped(source: Iterator[Batch], count: int) -> Iterator[list[Batch]]:
+    """Lists of `count` batches; the last may be shorter."""
+    parts: list[Batch] = []
+    for batch in source:
+        parts.append(batch)
+        if len(parts) == count:
+            yield parts
+            parts = []
+    if parts:
+        yield parts
+
+
+def _phase(frozen: str) -> str:
+    return "everything learns" if frozen == "none" else f"{frozen} frozen"

@@ -54,10 +54,11 @@ def folder(tmp_path):
         predicted_speedup=2.0,
     )  # fmt: skip
     epochs = tuple(
-        Epoch(epoch=n, frozen="AB"[n % 2], loss=1 / n, accuracy=0.9, learning_rate=0.1, seconds=2, images_per_s=9)
+        Epoch(epoch=n, frozen={"AB"[n % 2]: 3}, loss=1 / n, accuracy=0.9, learning_rate=0.1, seconds=2, images_per_s=9)
         for n in (1, 2, 3)
     )
     trained = TrainedModel(
+        groups={"A": ("1.down",), "B": ("1.up",)},
         weights="w",
         sha256="0",
         accuracy=0.98,

@@ -8,7 +8,7 @@ from lrd_deploy.decompose.layers import SVDLinear, Tucker2Conv2d
 from lrd_deploy.recipe.settings import FineTuning, NoFreezing, RegularFreezing, SequentialFreezing, Training
 from lrd_deploy.records import SVD, Tucker2
 from lrd_deploy.train.freezing import freeze_, frozen_group, phases
-from lrd_deploy.train.loop import make_optimizer
+from lrd_deploy.train.optimizer import make_optimizer
 
 
 def lowrank_model():

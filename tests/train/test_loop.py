@@ -10,7 +10,10 @@ from lrd_deploy.errors import InputError, TrainingDiverged
 from lrd_deploy.models.data import Data
 from lrd_deploy.recipe.settings import FineTuning, SequentialFreezing, Training
 from lrd_deploy.records import SVD
-from lrd_deploy.train.loop import TrainingJob, accuracy, learning_rate_at, make_optimizer, train, training_step
+from lrd_deploy.train.accuracy import accuracy
+from lrd_deploy.train.loop import TrainingJob, train
+from lrd_deploy.train.optimizer import learning_rate_at, make_optimizer
+from lrd_deploy.train.step import TrainingStep
 
 
 def data(seed=0, classes=2):
@@ -36,7 +39,7 @@ def job(folder, epochs=4, **changes):
 def test_training_learns_and_records_every_epoch(tmp_path):
     learning = job(tmp_path)
     epochs = train(learning)
-    assert [epoch.frozen for epoch in epochs] == ["B", "A", "B", "A"]
+    assert [epoch.frozen for epoch in epochs] == [{"B": 6}, {"A": 6}, {"B": 6}, {"A": 6}]
     assert epochs[-1].loss < epochs[0].loss
     assert accuracy(learning.model, learning.data) == epochs[-1].accuracy > 0.9
     assert all(parameter.requires_grad for parameter in learning.model.parameters())
@@ -74,7 +77,7 @@ def test_a_killed_run_resumes_to_the_very_same_weights(tmp_path, step, optimizer
 
 def test_only_the_newest_checkpoint_stays(tmp_path):
     train(job(tmp_path))
-    assert [path.name for path in tmp_path.iterdir()] == ["epoch-00004"]
+    assert [path.name for path in tmp_path.glob("epoch-*")] == ["epoch-00004-00000000"]
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
@@ -125,7 +128,7 @@ def one_step(**changes):
     settings = Training(epochs=1, learning_rate=1.0, weight_decay=0.0, momentum=0.0, **changes)
     before = model.weight.detach().clone()
     batch = (10 * torch.randn(8, 6), torch.randint(2, (8,)))
-    loss = training_step(model, make_optimizer(model, settings), batch, settings)
+    loss = TrainingStep(model, make_optimizer(model, settings), settings).take(model, [batch], 1.0)
     return loss.item(), (model.weight.detach() - before).norm().item()
 
 
