@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from subjects import SUBJECTS, build, data, train_dense_
+from subjects import SUBJECTS, build, data, dense_weights
 
 from lrd_deploy.decompose.batchnorm import reestimate_batchnorm_
 from lrd_deploy.decompose.evidence import input_moments
 from lrd_deploy.decompose.surgery import decompose_
 from lrd_deploy.models.data import batches
-from lrd_deploy.models.source import logits, save_weights
+from lrd_deploy.models.source import logits
 from lrd_deploy.models.survey import survey
 from lrd_deploy.ranks.choose import plan_ranks
 from lrd_deploy.ranks.evidence import metrics_of
@@ -39,18 +39,9 @@ def main() -> None:
     print("| model | alpha | output error, plain | weighted | accuracy, plain | weighted | dense |")
     print("|---|---|---|---|---|---|---|")
     for name in arguments.models:
-        weights = dense_weights(name, arguments.out)
+        weights = dense_weights(name, 0, arguments.out)
         for alpha in arguments.alphas:
             print(row(name, weights, alpha), flush=True)
-
-
-def dense_weights(name: str, folder: Path) -> Path:
-    """Returns the dense model's weights of seed 0, trained where they are not there yet."""
-    weights = folder / name / "seed-0" / "dense.safetensors"
-    if not weights.exists():
-        weights.parent.mkdir(parents=True, exist_ok=True)
-        save_weights(train_dense_(build(name), name, 0), weights)
-    return weights
 
 
 def row(name: str, weights: Path, alpha: float) -> str:

@@ -19,7 +19,7 @@ from torch import nn
 
 from lrd_deploy.decompose.batchnorm import reestimate_batchnorm_
 from lrd_deploy.models.data import Data, batches
-from lrd_deploy.models.source import load_model, load_weights_
+from lrd_deploy.models.source import load_model, load_weights_, save_weights
 from lrd_deploy.recipe.settings import FineTuning, NoFreezing, Training, TransformersConfig
 from lrd_deploy.train.loop import TrainingJob, train
 
@@ -57,7 +57,7 @@ SUBJECTS = {
     "resnet50": Subject(
         _STILL,
         {**_RESNET, "layer_type": "bottleneck", "hidden_sizes": [256, 512, 1024, 2048], "depths": [3, 4, 6, 3]},
-        *_trainings(8, 1e-3, 1, 5e-4),
+        *_trainings(12, 1e-3, 2, 5e-4),
     ),
     "vit": Subject(
         _STILL,
@@ -71,7 +71,7 @@ SUBJECTS = {
             "patch_size": 8,
             **_IMAGES,
         },
-        *_trainings(16, 1e-3, 2, 5e-4),
+        *_trainings(40, 1e-3, 4, 5e-4),
     ),
 }
 
@@ -91,6 +91,15 @@ def build(name: str, weights: Path | None = None, *, seed: int = 0) -> nn.Module
 def train_dense_(model: nn.Module, name: str, seed: int, epochs: int | None = None) -> nn.Module:
     """Trains a new model in place."""
     return _train_(model, _shortened(SUBJECTS[name].dense, epochs), data(name, seed), seed)
+
+
+def dense_weights(name: str, seed: int, folder: Path) -> Path:
+    """Returns a trained dense model's weights, which are trained first where FOLDER does not hold them yet."""
+    weights = folder / name / f"seed-{seed}" / "dense.safetensors"
+    if not weights.exists():
+        weights.parent.mkdir(parents=True, exist_ok=True)
+        save_weights(train_dense_(build(name, seed=seed), name, seed), weights)
+    return weights
 
 
 def fine_tune_(model: nn.Module, name: str, seed: int, epochs: int | None = None) -> nn.Module:

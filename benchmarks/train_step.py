@@ -1,0 +1,236 @@
+"""A training step, dense against low-rank under every freezing schedule: time, arithmetic, memory.
+
+    python benchmarks/train_step.py --out FOLDER [--models resnet50-128 …] [--launches 4]
+
+Weights are random: a step costs the same. Rows are steps of one process, interleaved; launches are fresh processes and
+the interval is over them. The ceiling is the ratio of FLOPs as PyTorch's own counter counts them, backward included,
+and the realised share is the measured ratio over it. The row *rank choice* takes its ranks from `LatencyRank` on
+timings of training steps, at the error of alpha 2 floored to 16. Finished models are lines of FOLDER/steps.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from math import exp, log
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import ResNetConfig, ResNetForImageClassification, ViTConfig, ViTForImageClassification
+
+from lrd_deploy.bench.environment import environment
+from lrd_deploy.bench.layer_latency import MeasuredLatency
+from lrd_deploy.bench.layer_training import TrainingCalls
+from lrd_deploy.bench.statistics import median, ratio_with_interval
+from lrd_deploy.bench.training_worker import interleave_steps
+from lrd_deploy.decompose.surgery import form_of
+from lrd_deploy.models.survey import survey
+from lrd_deploy.ranks.by_latency import LatencyPlanner
+from lrd_deploy.ranks.choose import plan_ranks
+from lrd_deploy.recipe import LatencyRank, UniformRank
+from lrd_deploy.recipe.settings import FineTuning, SequentialFreezing
+from lrd_deploy.records import FrozenGroup, RankPlan
+from lrd_deploy.train.freezing import freeze_
+from lrd_deploy.train.optimizer import make_optimizer
+from lrd_deploy.train.step import TrainingStep
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model with new weights, its image (channels, size, size), and the batch of a step."""
+
+    build: Callable[[], nn.Module]
+    image: tuple[int, int, int]
+    batch: int
+
+
+def _resnet(**changes: Any) -> nn.Module:
+    return ResNetForImageClassification(ResNetConfig(num_labels=1000, **changes))
+
+
+_DIGITS = {"num_channels": 1, "embedding_size": 64, "hidden_sizes": [64, 128, 256, 512], "depths": [2, 2, 2, 2]}
+SUBJECTS = {
+    "resnet18-digits": Subject(partial(_resnet, layer_type="basic", **_DIGITS), (1, 32, 32), 64),
+    "resnet50-128": Subject(_resnet, (3, 128, 128), 16),
+    "resnet50-224": Subject(_resnet, (3, 224, 224), 8),
+    "resnet101-224": Subject(partial(_resnet, depths=[3, 4, 23, 3]), (3, 224, 224), 8),
+    "vit-b16-224": Subject(lambda: ViTForImageClassification(ViTConfig(num_labels=1000)), (3, 224, 224), 8),
+}
+ROWS: dict[str, tuple[str, tuple[FrozenGroup, ...]]] = {
+    "dense": ("dense", ("none",)),
+    "LRD, formula ranks": ("formula", ("none",)),
+    "+ rank choice": ("chosen", ("none",)),
+    "+ regular freezing": ("chosen", ("A",)),
+    "+ sequential freezing": ("chosen", ("A", "B")),
+}
+SETTINGS = FineTuning(epochs=2, learning_rate=1e-6, optimizer="adamw")  # the weights stay put
+
+
+def main() -> None:
+    """Measures what is missing, then prints the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", choices=SUBJECTS, default=list(SUBJECTS))
+    parser.add_argument("--launches", type=int, default=4)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--launch", type=Path, help=argparse.SUPPRESS)  # a fresh process: where the samples go
+    arguments = parser.parse_args()
+    if arguments.launch:
+        arguments.launch.write_text(json.dumps(launch(arguments.models[0], arguments.out)))
+        return
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    store = arguments.out / "steps.jsonl"
+    lines = [json.loads(line) for line in store.read_text().splitlines()] if store.exists() else []
+    for model in arguments.models:
+        if all(line["model"] != model for line in lines):
+            lines.append(measured(model, arguments))
+            with store.open("a") as stream:
+                stream.write(json.dumps(lines[-1]) + "\n")
+    for line in lines:
+        print(table(line) + "\n")
+    here = environment()
+    print(f"{here.cpu}, {here.cores} cores, PyTorch {torch.__version__}, {time.strftime('%Y-%m-%d')}")
+
+
+def measured(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """All rows of one model: the plans here, then every launch in a fresh process."""
+    subject = SUBJECTS[name]
+    torch.manual_seed(0)
+    layers = survey(subject.build(), torch.randn(1, *subject.image))
+    uniform = plan_ranks(layers, UniformRank(alpha=2, round_to=16))
+    budget = sum(layer.predicted_error**2 for layer in uniform.factorised) ** 0.5
+    source = MeasuredLatency(
+        batch=subject.batch,
+        threads=os.cpu_count() or 1,
+        store=arguments.out / f"training-{name}.jsonl",
+        layers=TrainingCalls(SequentialFreezing(), channels_last=SETTINGS.channels_last),
+        work="training",
+    )
+    plans = {
+        "formula": plan_ranks(layers, UniformRank(alpha=2)),
+        "chosen": LatencyPlanner(layers, LatencyRank(max_error=budget), source).plan(),
+    }
+    for plan_name, plan in plans.items():
+        plan.write(arguments.out / f"{name}-{plan_name}.json")
+    samples = []
+    for _ in range(arguments.launches):
+        with TemporaryDirectory() as folder:
+            target = Path(folder, "samples.json")
+            options = ["--models", name, "--out", arguments.out, "--launch", target]
+            subprocess.run([sys.executable, __file__, *options], check=True)
+            samples.append(json.loads(target.read_text()))
+    return {"model": name, "batch": subject.batch, "rows": {row: summary(row, samples) for row in ROWS}}
+
+
+def summary(row: str, samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """One row over all launches: a phase counts as often as the schedule visits it."""
+    model, phases = ROWS[row]
+    arms = [f"{model} {phase}" for phase in phases]
+
+    def step_ms(launch: Mapping[str, Any], number: int) -> float:
+        return sum(launch["ms"][arm][number] for arm in arms) / len(arms)
+
+    rounds = range(len(samples[0]["ms"]["dense none"]))
+    logs = [
+        median([log(launch["ms"]["dense none"][number] / step_ms(launch, number)) for number in rounds])
+        for launch in samples
+    ]
+    ratio = ratio_with_interval(logs)
+    facts = {name: sum(samples[0][name][arm] for arm in arms) / len(arms) for name in ("flops", "saved")}
+    return {
+        "step_ms": median([step_ms(launch, number) for launch in samples for number in rounds]),
+        "ratio": exp(sum(logs) / len(logs)),
+        "low": ratio.low,
+        "high": ratio.high,
+        "ceiling": samples[0]["flops"]["dense none"] / facts["flops"],
+        "saved_bytes": facts["saved"],
+        "optimizer_bytes": max(samples[0]["optimizer"][arm] for arm in arms),
+    }
+
+
+def launch(name: str, folder: Path) -> dict[str, Any]:
+    """Times every arm in interleaved rounds, and counts what each does and keeps."""
+    subject = SUBJECTS[name]
+    torch.manual_seed(0)
+    batch = (torch.randn(subject.batch, *subject.image), torch.randint(10, (subject.batch,)))
+    arms: dict[str, Callable[[], object]] = {}
+    facts: dict[str, Any] = {"flops": {}, "saved": {}, "optimizer": {}}
+    for model, phase in dict.fromkeys((model, phase) for model, phases in ROWS.values() for phase in phases):
+        plan = None if model == "dense" else RankPlan.read(folder / f"{name}-{model}.json")
+        step, arm = Step(subject.build(), plan, phase), f"{model} {phase}"
+        step(batch)
+        with FlopCounterMode(display=False) as counter:
+            step(batch)
+        facts["flops"][arm], facts["saved"][arm] = counter.get_total_flops(), saved_bytes(partial(step, batch), step)
+        facts["optimizer"][arm] = sum(
+            value.nbytes for state in step.step.optimizer.state.values() for value in state.values()
+        )
+        arms[arm] = partial(step, batch)
+    return facts | {"ms": interleave_steps(arms, time.perf_counter_ns)}
+
+
+class Step:
+    """A model in one phase; a call is a training step."""
+
+    def __init__(self, model: nn.Module, plan: RankPlan | None, phase: FrozenGroup) -> None:
+        for layer in plan.factorised if plan else ():
+            parent, _, attribute = layer.name.rpartition(".")
+            dense = model.get_submodule(layer.name)
+            setattr(model.get_submodule(parent), attribute, form_of(dense, layer.choice)(dense, layer.choice))
+        self.model = model.to(memory_format=torch.channels_last).train()
+        freeze_(self.model, phase)
+        self.step = TrainingStep(self.model, make_optimizer(self.model, SETTINGS), SETTINGS)
+
+    def __call__(self, batch: tuple[Tensor, Tensor]) -> None:
+        self.step.take(self.model, [batch], SETTINGS.learning_rate)
+
+
+def saved_bytes(call: Callable[[], object], step: Step) -> int:
+    """The bytes that autograd keeps for backward, parameters and buffers apart, each storage once."""
+    own = {tensor.untyped_storage().data_ptr() for tensor in (*step.model.parameters(), *step.model.buffers())}
+    kept: dict[int, int] = {}
+    alive = []  # a storage that is freed could give its address to another
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+            alive.append(storage)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        call()
+    return sum(kept.values())
+
+
+def table(line: dict[str, Any]) -> str:
+    """One model as a Markdown table."""
+    batch = line["batch"]
+    lines = [
+        f"{line['model']}, batch {batch}:\n",
+        "| row | step | images/s | times dense | ceiling | realised | saved for backward | optimizer |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    dense = line["rows"]["dense"]["saved_bytes"]
+    for name, row in line["rows"].items():
+        lines.append(
+            f"| {name} | {row['step_ms']:.0f} ms | {1000 * batch / row['step_ms']:.1f} | "
+            f"{row['ratio']:.2f} ({row['low']:.2f} to {row['high']:.2f}) | {row['ceiling']:.2f} | "
+            f"{row['ratio'] / row['ceiling']:.2f} | {row['saved_bytes'] / 1e6:.0f} MB "
+            f"({row['saved_bytes'] / dense:.2f}) | {row['optimizer_bytes'] / 1e6:.0f} MB |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
