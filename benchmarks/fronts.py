@@ -212,16 +212,15 @@ def _point(row: str, lines: Sequence[Line], dense: dict[int, float]) -> FrontPoi
 
 def _ranks_told(ranks: Sequence[str]) -> str:
     """How many layers took which form, and the range of their ranks."""
-    forms: dict[str, list[int]] = {}
+    forms: dict[str, list[list[int]]] = {}
     for choice in ranks:
         words = choice.replace(",", "").split()
-        numbers = [int(word) for word in words if word.isdigit()]
-        forms.setdefault(" ".join(word for word in words if not word.isdigit()), []).extend(numbers)
-    counts = {form: sum(choice.startswith(form) for choice in ranks) for form in forms}
-    told = [
-        f"{counts[form]} {form}" + (f" {min(numbers)}–{max(numbers)}" if numbers else "")
-        for form, numbers in forms.items()
-    ]
+        form = " ".join(word for word in words if not word.isdigit())
+        forms.setdefault(form, []).append([int(word) for word in words if word.isdigit()])
+    told = []
+    for form, layers in forms.items():
+        numbers = [rank for layer in layers for rank in layer]
+        told.append(f"{len(layers)} {form}" + (f" {min(numbers)}–{max(numbers)}" if numbers else ""))
     return ", ".join(told)
 
 
