@@ -265,5 +265,14 @@ def _grouped(choices: Iterable[tuple[LayerSignature, Choice]]) -> dict[LayerSign
 
 
 def _measured(plan: RankPlan, timer: ModelTimer) -> RankPlan:
+    """The plan with its speedup as measured, and as the sums over layers and the dense model's latency predict it.
+
+    A layer alone also converts its inputs and outputs to the backend's own layout; its factors do the same, so that
+    differences between them are right where ratios are not.
+    """
     dense_ms, lowrank_ms = timer.latencies_ms(plan)
-    return plan.model_copy(update={"measured_speedup": dense_ms / lowrank_ms})
+    dense_layers_ms = sum(layer.dense_latency_ms or 0.0 for layer in plan.layers)
+    lowrank_layers_ms = sum(layer.predicted_latency_ms or 0.0 for layer in plan.layers)
+    correction = Correction(outside_ms=dense_ms - dense_layers_ms)
+    predicted = correction.predicted_speedup(dense_layers_ms, lowrank_layers_ms)
+    return plan.model_copy(update={"measured_speedup": dense_ms / lowrank_ms, "predicted_speedup": predicted})

@@ -28,9 +28,9 @@ class PlannedLayer(Record):
 class RankPlan(Record):
     """One choice for every layer of a model. `macs` and `parameters` count the planned layers, per sample.
 
-    `predicted_speedup` adds up layers, `measured_speedup` is of the whole model in the planned form; both are of a
-    quick look with one process, and `bench` has the last word. `predicted_error` is the relative error of the model's
-    outputs on the calibration data, before fine-tuning.
+    `predicted_speedup` adds up layers, and what the dense model is measured to take besides them; `measured_speedup` is
+    of the whole model in the planned form. Both are of a quick look with one process, and `bench` has the last word.
+    `predicted_error` is the relative error of the model's outputs on the calibration data, before fine-tuning.
     """
 
     policy: dict[str, Any]

@@ -145,6 +145,15 @@ def test_a_budget_with_slack_is_spent_on_less_error():
     assert whole.predicted_error < alone.predicted_error
 
 
+@pytest.mark.parametrize("share", [-0.3, 0.0, 0.4])
+def test_a_plan_by_error_is_predicted_with_what_lies_outside_the_layers(share):
+    source = Scripted(16)
+    timer = WholeModel(source, outside_ms=share * dense_latency_of(source, LAYERS), scale=1.0)
+    plan = LatencyPlanner(LAYERS, LatencyRank(max_error=0.5), source).plan(timer)
+    assert plan.measured_speedup > 1
+    assert plan.predicted_speedup == pytest.approx(plan.measured_speedup, rel=0.02)  # of ranks that were not timed
+
+
 def test_a_target_that_the_whole_model_cannot_reach_is_an_error_that_says_what_it_can():
     class Stubborn(WholeModel):
         def latencies_ms(self, plan):
