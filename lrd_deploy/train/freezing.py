@@ -7,7 +7,7 @@ on many machines, no communication. Everything that is not a factor always learn
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -15,7 +15,7 @@ from torch import nn
 
 from lrd_deploy.decompose.layers import FactorGroup
 from lrd_deploy.decompose.surgery import factorised_layers
-from lrd_deploy.errors import InputError
+from lrd_deploy.errors import InputError, UsageError
 from lrd_deploy.recipe.settings import Freezing, NoFreezing, RegularFreezing, SequentialFreezing
 from lrd_deploy.records import FrozenGroup
 
@@ -46,6 +46,24 @@ def phases(freezing: Freezing) -> tuple[FrozenGroup, ...]:
             return ("A",)
         case SequentialFreezing():
             return ("A", "B")
+
+
+def refuse_short_run(freezing: Freezing, *, epochs: float, steps: float) -> None:
+    """Refuses a run of so many epochs and optimizer steps in which one group would never learn.
+
+    Raises:
+        UsageError: the run ends before the first period does.
+    """
+    if not isinstance(freezing, SequentialFreezing):
+        return
+    total = steps if freezing.unit == "steps" else epochs
+    if freezing.period >= total:
+        raise UsageError(
+            "freezing factors in turn",
+            found=f"a period of {freezing.period} {freezing.unit} in a run of {total}",
+            accepted=f"fewer than {total}, or group {freezing.first_frozen} would never learn",
+            remedy="shorten 'period', or train for longer",
+        )
 
 
 def freeze_(model: nn.Module, group: FrozenGroup) -> None:
@@ -90,7 +108,7 @@ class FreezingSchedule:
 
     Attributes:
         model: decomposed, and not wrapped.
-        optimizer: needed where `optimizer_state` is "reset".
+        optimizer: needed where `optimizer_state` is "reset"; where given, it must hold every factor.
         freezing: who stands still, and when.
         frozen: the group that stands still now.
     """
@@ -105,7 +123,8 @@ class FreezingSchedule:
         """Refuses a model in which nothing could be frozen, or not without freezing something else.
 
         Raises:
-            InputError: the model is wrapped, has no factorised layer, or shares a factor's weight.
+            InputError: the model is wrapped or compiled, has no factorised layer, or shares a factor's weight; the
+                optimizer is missing or lacks a factor.
         """
         if isinstance(self.model, nn.parallel.DistributedDataParallel):
             raise _unusable(
@@ -122,6 +141,9 @@ class FreezingSchedule:
                 "decompose it first, or use 'freezing: none'",
             )
         _refuse_shared(self.model)
+        if isinstance(self.freezing, SequentialFreezing):
+            _refuse_compiled(self.model)
+            _refuse_optimizer(self.model, self.optimizer, self.freezing)
 
     def begin(self, epoch: int, step: int = 0) -> bool:
         """Enters the phase of that epoch and optimizer step, counted from 0; tells whether another group froze.
@@ -136,12 +158,12 @@ class FreezingSchedule:
         if group == self.frozen:
             return False
         self.check()
-        thawed = [weight for _, weight, owner in factor_weights(self.model) if owner == self.frozen]
         freeze_(self.model, group)
-        if isinstance(self.freezing, SequentialFreezing) and self.freezing.optimizer_state == "reset":
-            self._reset(thawed)
         self.frozen = group
-        self._seen = {name: _bits(weight) for name, weight, owner in factor_weights(self.model) if owner == group}
+        frozen = {name: weight for name, weight, owner in factor_weights(self.model) if owner == group}
+        if isinstance(self.freezing, SequentialFreezing) and self.freezing.optimizer_state == "reset":
+            self._reset(frozen.values())
+        self._seen = {name: _bits(weight) for name, weight in frozen.items()}
         return True
 
     def check(self) -> None:
@@ -163,9 +185,8 @@ class FreezingSchedule:
         """Lets everything learn again."""
         self.enter("none")
 
-    def _reset(self, weights: list[nn.Parameter]) -> None:
-        if self.optimizer is None:
-            raise _unusable("no optimizer", "one, to reset its state", "pass it as the second argument")
+    def _reset(self, weights: Iterable[nn.Parameter]) -> None:
+        """Zeroes the state of weights that freeze: at once, so that a checkpoint of any phase holds what comes next."""
         for weight in weights:
             for value in self.optimizer.state.get(weight, {}).values():
                 if isinstance(value, torch.Tensor):
@@ -189,6 +210,32 @@ def _refuse_shared(model: nn.Module) -> None:
             f"the weight of '{shared[0]}' is shared with another layer",
             "factors of their own for every layer",
             "name the layer under 'skip', or give it a copy of its weight",
+        )
+
+
+def _refuse_compiled(model: nn.Module) -> None:
+    """What the compiler made for one phase may run in another: pytorch issue 139476."""
+    if any(hasattr(module, "_orig_mod") or module._compiled_call_impl is not None for module in model.modules()):
+        raise _unusable(
+            "a compiled model, whose code for one phase may run in another (pytorch issue 139476)",
+            "the model itself",
+            "compile it anew whenever begin() returns True, and leave the one that is passed here as it is",
+        )
+
+
+def _refuse_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer | None, freezing: SequentialFreezing) -> None:
+    """An optimizer that was made while a factor stood still would never move it again."""
+    if optimizer is None:
+        if freezing.optimizer_state == "reset":
+            raise _unusable("no optimizer", "one, to reset its state", "pass it as the second argument")
+        return
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    missing = [name for name, weight, _ in factor_weights(model) if id(weight) not in held]
+    if missing:
+        raise _unusable(
+            f"an optimizer without {len(missing)} factors, '{missing[0]}.weight' first",
+            "one that holds every factor from the start",
+            "make it after decompose_() and while every factor requires a gradient: freeze_(model, 'none')",
         )
 
 

@@ -13,15 +13,15 @@ import torch
 from accelerate.utils import set_seed
 from torch import nn
 
-from lrd_deploy.errors import TrainingDiverged, UsageError
+from lrd_deploy.errors import TrainingDiverged
 from lrd_deploy.models.data import Data, batches
 from lrd_deploy.observer import Observer, SilentObserver
-from lrd_deploy.recipe.settings import FineTuning, NoFreezing, Progress, SequentialFreezing, Training
+from lrd_deploy.recipe.settings import FineTuning, NoFreezing, Progress, Training
 from lrd_deploy.records import Epoch
 from lrd_deploy.train.accuracy import accuracy
 from lrd_deploy.train.checkpoint import Checkpoint, load_newest, save_checkpoint
 from lrd_deploy.train.devices import PhaseModels, make_accelerator, shared_loader, wrapped_for_devices
-from lrd_deploy.train.freezing import FreezingSchedule
+from lrd_deploy.train.freezing import FreezingSchedule, refuse_short_run
 from lrd_deploy.train.log import TrainingLog
 from lrd_deploy.train.optimizer import learning_rate_at, make_optimizer
 from lrd_deploy.train.step import Batch, TrainingStep
@@ -78,7 +78,7 @@ class _Run:
         self.models = PhaseModels(self.model, compiled=settings.compile)
         self.loader = shared_loader(self.accelerator, job.data.train)
         self.steps = math.ceil(len(self.loader) / settings.gradient_accumulation)  # per epoch
-        self._check_period(freezing)
+        refuse_short_run(freezing, epochs=settings.epochs, steps=self.steps * settings.epochs)
         self.parts = {"optimizer": optimizer, "scaler": self.step.scaler}
         self.done = load_newest(job.checkpoints, self.model, self.parts)
         self.wrapped = self._wrapped()
@@ -165,17 +165,6 @@ class _Run:
 
     def _wrapped(self) -> nn.Module:
         return wrapped_for_devices(self.accelerator, self.models.of(self.schedule.frozen))
-
-    def _check_period(self, freezing: object) -> None:
-        total = self.steps * self.job.settings.epochs
-        in_steps = isinstance(freezing, SequentialFreezing) and freezing.unit == "steps"
-        if in_steps and freezing.period >= total:
-            raise UsageError(
-                "freezing factors in turn",
-                found=f"a period of {freezing.period} steps in a run of {total}",
-                accepted=f"at most {total - 1}, or group {freezing.first_frozen} would never learn",
-                remedy="shorten 'period', or train for more epochs",
-            )
 
     def _told(self, epoch: int, loss: float, rate: float, sums: _Sums) -> dict[str, float | int | str]:
         return {
