@@ -23,10 +23,11 @@ if TYPE_CHECKING:
     from lrd_deploy.ranks.choose import plan_ranks
     from lrd_deploy.recipe import EnergyRank, LatencyRank, PaperRank, Recipe, UniformRank, load_recipe
     from lrd_deploy.records import RankPlan
-    from lrd_deploy.train.freezing import freeze_
+    from lrd_deploy.train.freezing import FreezingSchedule, freeze_
 
 __all__ = [
     "EnergyRank",
+    "FreezingSchedule",
     "LatencyRank",
     "LrdError",
     "MeasuredLatency",
@@ -55,6 +56,7 @@ _HOMES = {
     "decompose_checkpoint": "decompose.checkpoint",
     "gather_evidence": "decompose.evidence",
     "EnergyRank": "recipe",
+    "FreezingSchedule": "train.freezing",
     "LatencyRank": "recipe",
     "LrdError": "errors",
     "RankPlan": "records",

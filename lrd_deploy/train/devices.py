@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from lrd_deploy.errors import InputError, UsageError
 from lrd_deploy.records import FrozenGroup
 
-_REFUSED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM, DistributedType.XLA)
+SHARDING = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM, DistributedType.XLA)
 
 
 def make_accelerator(seed: int) -> Accelerator:
@@ -24,7 +24,7 @@ def make_accelerator(seed: int) -> Accelerator:
     """
     loading = DataLoaderConfiguration(split_batches=True, use_seedable_sampler=True, data_seed=seed)
     accelerator = Accelerator(dataloader_config=loading)
-    if accelerator.distributed_type in _REFUSED:
+    if accelerator.distributed_type in SHARDING:
         raise UsageError(
             "starting training",
             found=f"accelerate's {accelerator.distributed_type.value}",
