@@ -10,13 +10,14 @@ from typer.testing import CliRunner
 
 from lrd_deploy.cli.main import GROUPS, VERBS, make_app
 from lrd_deploy.recipe import Recipe, parse_recipe, policies, settings
+from tests.train import hosts
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+def blocks(language, text=README):
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
 def test_the_python_in_the_readme_runs(tmp_path, monkeypatch):
@@ -32,6 +33,27 @@ def test_the_python_in_the_readme_runs(tmp_path, monkeypatch):
     exec(code, names)  # noqa: S102, our own README
     assert len(trained) == 10
     assert (tmp_path / "lowrank.onnx").is_file()
+
+
+def test_the_python_in_the_page_on_training_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    own, hosts_model, module = hosts.convolutional(), hosts.WithLoss(), hosts.Classifier()
+    trained = []
+    names = {
+        "epochs": 4,
+        "train_one_epoch": lambda model, _: trained.append(model),
+        "dataset": hosts.Images(),
+        "loader": hosts.loader(),
+        "module": module,
+    }
+    code = blocks("python", (ROOT / "docs" / "training.md").read_text())
+    for block, model in zip(code, (own, hosts_model, module), strict=True):
+        before = [parameter.detach().clone() for parameter in model.parameters()]
+        exec(block, names | {"model": model, "optimizer": torch.optim.AdamW(model.parameters())})  # noqa: S102
+        assert model is own or not any(map(torch.equal, before, model.parameters()))
+        assert all(parameter.requires_grad for parameter in model.parameters())
+    assert len(trained) == 4
 
 
 def test_the_recipe_in_the_readme_is_one():
