@@ -13,8 +13,8 @@ WIDE = {
         "model_type": "resnet",
         "layer_type": "basic",
         "num_channels": 1,
-        "embedding_size": 32,
-        "hidden_sizes": [32, 64],
+        "embedding_size": 64,
+        "hidden_sizes": [128, 256],
         "depths": [1, 1],
         "num_labels": 10,
     }
