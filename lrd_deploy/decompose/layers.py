@@ -3,11 +3,14 @@
 The plain constructor makes a layer of the right shape with new weights, to load stored ones into.
 
 Submodules are named in data-flow order, and only the last factor carries the bias. Every factor is a stock PyTorch
-layer, so exporters, optimizers and compilers treat it as they treat any other.
+layer, so exporters, optimizers and compilers treat it as they treat any other. `weight` and `bias` can be read as on
+the dense layer, since many a model asks one of its layers for `weight.dtype` or uses its weight directly; `weight` is
+then composed anew, and exporters drop it where nothing comes of it.
 """
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import ClassVar, Literal
 
 import torch
@@ -42,6 +45,16 @@ class SVDLinear(nn.Module):
         """(…, in) → (…, out)."""
         return self.up(self.down(x))
 
+    @property
+    def weight(self) -> Tensor:
+        """(out, in): the product of the factors, with its gradient."""
+        return self.up.weight @ self.down.weight
+
+    @property
+    def bias(self) -> nn.Parameter | None:
+        """(out,)."""
+        return self.up.bias
+
     def merge(self) -> nn.Linear:
         """Returns one dense layer with the same output."""
         bias = self.up.bias is not None
@@ -71,6 +84,16 @@ class SVDConv2d(nn.Module):
         """(batch, in, h, w) → (batch, out, h', w')."""
         return self.up(self.down(x))
 
+    @property
+    def weight(self) -> Tensor:
+        """(out, in, kh, kw): the product of the factors, with its gradient."""
+        return _composed(self.down.weight, self.up.weight)
+
+    @property
+    def bias(self) -> nn.Parameter | None:
+        """(out,)."""
+        return self.up.bias
+
     def merge(self) -> nn.Conv2d:
         """Returns one dense layer with the same output."""
         product = SVDFactors(_array(self.down), _array(self.up)).product()
@@ -95,6 +118,16 @@ class Tucker2Conv2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(batch, in, h, w) → (batch, out, h', w')."""
         return self.last(self.core(self.first(x)))
+
+    @property
+    def weight(self) -> Tensor:
+        """(out, in, kh, kw): the product of the factors, with its gradient."""
+        return _composed(self.first.weight, self.core.weight, self.last.weight)
+
+    @property
+    def bias(self) -> nn.Parameter | None:
+        """(out,)."""
+        return self.last.bias
 
     def merge(self) -> nn.Conv2d:
         """Returns one dense layer with the same output."""
@@ -146,6 +179,16 @@ def _dense_like(*factors: nn.Conv2d) -> nn.Conv2d:
         **placement,
         **_kept_where(factors[0]),
     )
+
+
+def _composed(*weights: Tensor) -> Tensor:
+    """The weight of convolutions one after the other, of which at most one has a kernel along each axis."""
+
+    def after(down: Tensor, up: Tensor) -> Tensor:
+        product = torch.einsum("orab,ricd->oiacbd", up, down)  # of a and c, and of b and d, one is 1
+        return product.flatten(4).flatten(2, 3)
+
+    return reduce(after, weights)
 
 
 def _kept_where(like: nn.Linear | nn.Conv2d) -> dict:

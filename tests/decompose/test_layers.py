@@ -120,3 +120,47 @@ def test_float64_layers_are_factorised_and_merged_in_float64():
     difference = (layer.merge().weight - dense.weight).abs().max().item()
     assert layer.down.weight.dtype == torch.float64
     assert difference < sum_tolerance("float64", 12, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("form", "dense", "choice"),
+    [
+        (SVDLinear, nn.Linear(6, 8), SVD(rank=3)),
+        (SVDConv2d, nn.Conv2d(6, 8, 1, stride=2), SVD(rank=3)),
+        (SVDConv2d, nn.Conv2d(6, 8, (3, 5), bias=False), ChannelSVD(rank=5)),
+        (SVDConv2d, nn.Conv2d(6, 8, (3, 5)), ChannelSVD(rank=5, kernel_on="up")),
+        (SVDConv2d, nn.Conv2d(6, 8, (3, 5)), SpatialSVD(rank=7)),
+        (Tucker2Conv2d, nn.Conv2d(6, 8, (3, 5)), Tucker2(rank_in=4, rank_out=5)),
+    ],
+    ids=str,
+)
+def test_weight_and_bias_are_those_of_the_merged_layer_and_carry_gradients(form, dense, choice):
+    layer = form.from_dense(dense.double(), choice)
+    merged = layer.merge()
+    scale = merged.weight.abs().max().item()
+    torch.testing.assert_close(
+        layer.weight, merged.weight.detach(), rtol=0, atol=sum_tolerance("float64", 3 * 54, scale)
+    )
+    assert (layer.bias is None) == (merged.bias is None)
+    assert layer.bias is None or torch.equal(layer.bias, merged.bias)
+    layer.weight.sum().backward()
+    assert all(factor.weight.grad is not None for factor in layer.children())
+
+
+def test_a_model_that_reads_its_layers_weight_runs_and_trains_decomposed():
+    """As many a transformer does: for its dtype, or to multiply with it."""
+
+    class Reads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cast, self.tied = nn.Linear(6, 8), nn.Linear(8, 6)
+
+        def forward(self, x):
+            return nn.functional.linear(self.cast(x.to(self.cast.weight.dtype)), self.tied.weight, self.tied.bias)
+
+    model, x = Reads(), torch.randn(2, 6)
+    expected = model(x)
+    model.cast, model.tied = (SVDLinear.from_dense(layer, SVD(rank=6)) for layer in (model.cast, model.tied))
+    torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)
+    model(x).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
