@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
+from lrd_deploy.processes import Processes
 from lrd_deploy.records import Record
 
 if TYPE_CHECKING:
@@ -13,7 +14,9 @@ if TYPE_CHECKING:
 
 
 def show(record: Record, rendered: RenderableType, *, as_json: bool) -> None:
-    """Prints a verb's result: the record as one JSON object, or its table."""
+    """Prints a verb's result, in the main process: the record as one JSON object, or its table."""
+    if not Processes.launched().is_main:
+        return
     if as_json:
         sys.stdout.write(record.to_json() + "\n")
         return

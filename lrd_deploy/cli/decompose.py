@@ -24,8 +24,8 @@ def decompose(
     """Factorise a checkpoint on disk that need not fit in memory; start with 'accelerate launch' to share the work."""
     from lrd_deploy.cli.console import ConsoleObserver, show
     from lrd_deploy.decompose.checkpoint import decompose_checkpoint
-    from lrd_deploy.decompose.processes import Processes
     from lrd_deploy.observer import SilentObserver
+    from lrd_deploy.processes import Processes
     from lrd_deploy.report.terminal import checkpoint_table
 
     options = {"policy": _policy(alpha, round_to), "include": tuple(include or ("*",)), "skip": tuple(skip or ())}

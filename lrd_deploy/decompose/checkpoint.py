@@ -18,7 +18,6 @@ from torch import Tensor
 
 from lrd_deploy.decompose.factorize import SVDFactors, svd_factors
 from lrd_deploy.decompose.planned_checkpoint import PlannedCheckpoint, StoredLayer, plan_checkpoint
-from lrd_deploy.decompose.processes import Processes, shared_out
 from lrd_deploy.decompose.shards import Piece, Shard, copied, laid_out, write_shard
 from lrd_deploy.decompose.unfinished import ShardResult, UnfinishedCheckpoint
 from lrd_deploy.errors import InputError
@@ -26,6 +25,7 @@ from lrd_deploy.files import storage_errors, write_text, write_whole
 from lrd_deploy.models.layer import Layer
 from lrd_deploy.models.stored_tensors import INDEX_NAME, stored_tensors
 from lrd_deploy.observer import Observer, SilentObserver
+from lrd_deploy.processes import Processes, shared_out
 from lrd_deploy.ranks.planned import kept_dense, rank_plan
 from lrd_deploy.recipe.policies import UniformRank
 from lrd_deploy.records import SVD, CheckpointReport, FactorisedWeight, PlannedLayer, RankPlan

@@ -112,8 +112,9 @@ def _reported(work: Workspace, result: RunResult) -> RunResult:
     from lrd_deploy.report.html import write_report
 
     record = _record(work, result)
-    record.write(work.path("run.json"))
-    write_report(work.folder)
+    if work.processes.is_main:
+        record.write(work.path("run.json"))
+        write_report(work.folder)
     return RunResult(**{**vars(result), "record": record})
 
 

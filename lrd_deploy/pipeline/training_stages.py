@@ -26,7 +26,7 @@ def dense_stage(work: Workspace) -> TrainedModel:
     """Trains the dense model, or takes it as it comes when it is trained already."""
     recipe = work.recipe
     depends_on = {**sources(work), "dense": _json(recipe.dense)}
-    return work.stage("dense", TrainedModel, depends_on, lambda key: _make_dense(work, key))
+    return work.stage("dense", TrainedModel, depends_on, lambda key: _make_dense(work, key), together=True)
 
 
 def plan_stage(work: Workspace, dense: TrainedModel) -> RankPlan:
@@ -52,7 +52,9 @@ def lowrank_stage(work: Workspace, dense: TrainedModel, plan: RankPlan) -> Train
         "calibration": _json(work.recipe.calibration),
         "fine_tune": _json(work.recipe.fine_tune),
     }
-    return work.stage("lowrank", TrainedModel, depends_on, lambda key: _make_lowrank(work, dense, plan, key))
+    return work.stage(
+        "lowrank", TrainedModel, depends_on, lambda key: _make_lowrank(work, dense, plan, key), together=True
+    )
 
 
 def build_model(work: Workspace, weights: Path | None = None, plan: RankPlan | None = None) -> nn.Module:
@@ -159,7 +161,9 @@ def _stored(
     from lrd_deploy.train.freezing import factor_groups
 
     weights = work.path(stage, _WEIGHTS)
-    write_whole(weights, lambda target: save_weights(model, target))
+    if work.processes.is_main:
+        write_whole(weights, lambda target: save_weights(model, target))
+    work.processes.wait()
     record = TrainedModel(
         weights=weights.relative_to(work.folder),
         sha256=sha256_of(weights),

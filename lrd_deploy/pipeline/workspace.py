@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 
 from lrd_deploy.errors import InputError, StorageError, UsageError
 from lrd_deploy.files import remove_partial, sha256_of, storage_errors
-from lrd_deploy.observer import Observer
+from lrd_deploy.observer import Observer, SilentObserver
+from lrd_deploy.processes import Processes
 from lrd_deploy.recipe import Recipe
 from lrd_deploy.records import Record
 from lrd_deploy.version import __version__
@@ -41,12 +42,16 @@ class StageStamp(Record):
 
 @dataclass
 class Workspace:
-    """One run in one folder. `seconds` and `resumed` tell of the stages this process has passed."""
+    """One run in one folder. `seconds` and `resumed` tell of the stages this process has passed.
+
+    Of several processes that a launcher started, the main one does all of it, and the others join in training.
+    """
 
     recipe: Recipe
     recipe_folder: Path | None
     folder: Path
     observer: Observer
+    processes: Processes = field(default_factory=Processes.alone)
     seconds: dict[str, float] = field(default_factory=dict)
     resumed: dict[str, bool] = field(default_factory=dict)
 
@@ -60,6 +65,8 @@ class Workspace:
         record_type: type[R],
         depends_on: Mapping[str, Any],
         make: Callable[[str], tuple[R, list[Path]]],
+        *,
+        together: bool = False,
     ) -> R:
         """Returns the stage's stored record where it still holds, else makes it.
 
@@ -69,14 +76,25 @@ class Workspace:
             depends_on: everything the result depends on, as JSON values; files by their digest.
             make: does the work, given the stage's key; returns the record and the files it wrote, which are watched
                 from then on. What it keeps in `scratch` is removed when the stage is done.
+            together: every process makes it; else only the main one, while the others wait.
         """
         self.observer.stage_started(name)
-        key = _digest({"version": __version__, **depends_on})
-        stored = self._stored(name, record_type, key)
+        key = self.processes.agree(_digest({"version": __version__, **depends_on}))
+        stored = self.processes.agree(self._stored(name, record_type, key))
         if stored is not None:
             record, stamp = stored
             self._finished(name, stamp.seconds, resumed=True)
             return record
+        made = None
+        if self.processes.is_main:
+            made = self._made(name, key, make)
+        elif together:
+            make(key)
+        record, seconds = self.processes.agree(made)
+        self._finished(name, seconds, resumed=False)
+        return record
+
+    def _made(self, name: str, key: str, make: Callable[[str], tuple[R, list[Path]]]) -> tuple[R, float]:
         started = time.perf_counter()
         record, files = make(key)
         record_file = record.write(self.path(f"{name}.json"))
@@ -84,13 +102,12 @@ class Workspace:
         digests = {str(file.relative_to(self.folder)): sha256_of(file) for file in (record_file, *files)}
         StageStamp(key=key, files=digests, seconds=seconds).write(self._stamp_path(name))
         shutil.rmtree(self.path(name, _SCRATCH), ignore_errors=True)
-        self._finished(name, seconds, resumed=False)
-        return record
+        return record, seconds
 
     def scratch(self, name: str, key: str) -> Path:
         """Returns a folder for a stage's unfinished work; what another recipe left there is removed."""
         parent, own = self.path(name, _SCRATCH), self.path(name, _SCRATCH, key)
-        for other in parent.glob("*"):
+        for other in parent.glob("*") if self.processes.is_main else ():
             if other != own:
                 shutil.rmtree(other)
         return own
@@ -119,10 +136,17 @@ class Workspace:
 def open_workspace(recipe: Recipe, recipe_folder: Path | None, folder: Path, observer: Observer) -> Iterator[Workspace]:
     """Locks a folder for one run, clears what a killed run left half written, and notes the recipe in it.
 
+    The main process does so for those that a launcher started with it.
+
     Raises:
         StorageError: the folder cannot be made or written.
         UsageError: another run is using it.
     """
+    processes = Processes.launched(cpu=False)
+    if not processes.is_main:
+        processes.wait()
+        yield Workspace(recipe, recipe_folder, folder, SilentObserver(), processes)
+        return
     with storage_errors("making the run's folder", folder):
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("w")
@@ -138,7 +162,8 @@ def open_workspace(recipe: Recipe, recipe_folder: Path | None, folder: Path, obs
             ) from exc
         remove_partial(folder)
         StoredRecipe(recipe=recipe, recipe_folder=recipe_folder).write(folder / _RECIPE)
-        yield Workspace(recipe, recipe_folder, folder, observer)
+        processes.wait()
+        yield Workspace(recipe, recipe_folder, folder, observer, processes)
 
 
 def stored_recipe(folder: Path) -> StoredRecipe:

@@ -23,7 +23,7 @@ def make_accelerator(seed: int) -> Accelerator:
         UsageError: it would not wrap models in DistributedDataParallel.
     """
     loading = DataLoaderConfiguration(split_batches=True, use_seedable_sampler=True, data_seed=seed)
-    accelerator = Accelerator(dataloader_config=loading)
+    accelerator = Accelerator(dataloader_config=loading, cpu=not torch.accelerator.is_available())
     if accelerator.distributed_type in SHARDING:
         raise UsageError(
             "starting training",

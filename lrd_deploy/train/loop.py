@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast, set_seed
 from torch import nn
 
 from lrd_deploy.errors import TrainingDiverged
@@ -110,7 +110,7 @@ class _Run:
                 self.wrapped = self._wrapped()
             rate = learning_rate_at(step, total, settings)
             set_seed(_seed(job.seed, epoch, done, self.accelerator.process_index, _MODEL))
-            loss = float(self.step.take(self.wrapped, parts, rate))
+            loss, overdue = self._agreed(float(self.step.take(self.wrapped, parts, rate)))
             if not math.isfinite(loss):
                 raise self._diverged(epoch, f"a loss of {loss}")
             done += len(parts)
@@ -119,7 +119,7 @@ class _Run:
             detail = f"loss {sums.mean_loss:.3f}, {sums.images_per_s:.0f} images/s, {_phase(self.schedule.frozen)}"
             what = f"{job.what}, epoch {epoch + 1} of {settings.epochs}"
             self.observer.progress(what, done, len(self.loader), detail)
-            if job.clock() - self.saved_at > 60 * job.progress.checkpoint_minutes and done < len(self.loader):
+            if overdue and done < len(self.loader):
                 self._save(sums.checkpoint(self.done.epochs, done))
         self._end_epoch(epoch, sums, rate)
 
@@ -128,17 +128,30 @@ class _Run:
         if not all(torch.isfinite(parameter).all() for parameter in self.model.parameters()):
             raise self._diverged(epoch, "weights that are NaN or infinite")
         self.schedule.check()
-        mean = torch.tensor(sums.mean_loss, device=self.accelerator.device)
+        for buffer in self.model.buffers():
+            broadcast(buffer)  # every process has seen other batches, and its BatchNorm other statistics
         record = Epoch(
             epoch=epoch + 1,
             frozen=dict(sums.frozen),
-            loss=float(self.accelerator.reduce(mean, "mean")),
+            loss=sums.mean_loss,
             accuracy=accuracy(self.model, self.job.data),
             learning_rate=rate,
             seconds=sums.seconds,
             images_per_s=sums.images_per_s,
         )
         self._save(Checkpoint(epochs=(*self.done.epochs, record)))
+
+    def _agreed(self, loss: float) -> tuple[float, bool]:
+        """The mean loss over all processes, and whether one of them has not saved for too long.
+
+        All must do the same: one that stopped or saved alone would leave the others waiting.
+        """
+        overdue = self.job.clock() - self.saved_at > 60 * self.job.progress.checkpoint_minutes
+        if self.accelerator.num_processes == 1:
+            return loss, overdue
+        told = torch.tensor([loss, float(overdue)], dtype=torch.float64, device=self.accelerator.device)
+        loss, share = self.accelerator.reduce(told, "mean").tolist()
+        return loss, share > 0
 
     def _save(self, checkpoint: Checkpoint) -> None:
         """Keeps the state in memory and, in the main process, on disk."""

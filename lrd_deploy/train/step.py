@@ -56,7 +56,7 @@ class TrainingStep:
         set_learning_rate_(self.optimizer, rate)
         self.optimizer.zero_grad(set_to_none=True)
         samples = sum(len(labels) for _, labels in parts)
-        total = torch.zeros((), device=parts[0][0].device)
+        total = torch.zeros((), device=parts[0][0].device, dtype=torch.float64)
         for number, (inputs, labels) in enumerate(parts):
             with _no_reduction(wrapped) if number + 1 < len(parts) else nullcontext():
                 loss = self._loss(wrapped, inputs, labels) * (len(labels) / samples)
@@ -78,11 +78,11 @@ class TrainingStep:
         with torch.autocast(inputs.device.type, dtype, enabled=dtype is not None):
             output = logits(wrapped, inputs)
             taught = None if self.teacher is None else self._taught(inputs)
-        return training_loss(output.float(), labels, settings, taught)
+        return training_loss(_at_least_float32(output), labels, settings, taught)
 
     @torch.no_grad()
     def _taught(self, inputs: Tensor) -> Tensor:
-        return logits(self.teacher, inputs).float()
+        return _at_least_float32(logits(self.teacher, inputs))
 
 
 def training_loss(output: Tensor, labels: Tensor, settings: Training, taught: Tensor | None = None) -> Tensor:
@@ -107,6 +107,10 @@ def training_loss(output: Tensor, labels: Tensor, settings: Training, taught: Te
         log_softmax(output / warm, -1), log_softmax(taught / warm, -1), reduction="batchmean", log_target=True
     )
     return (1 - distillation.weight) * hard + distillation.weight * warm**2 * soft
+
+
+def _at_least_float32(output: Tensor) -> Tensor:
+    return output.to(torch.promote_types(output.dtype, torch.float32))
 
 
 def _no_reduction(wrapped: nn.Module) -> AbstractContextManager[None]:

@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 
 from lrd_deploy.decompose import checkpoint, shards
 from lrd_deploy.decompose.checkpoint import decompose_checkpoint
-from lrd_deploy.decompose.processes import shared_out
 from lrd_deploy.decompose.surgery import decompose_, load_lowrank_
 from lrd_deploy.errors import InputError, Problems, StorageError, UsageError
 from lrd_deploy.models.source import load_weights_
 from lrd_deploy.models.stored_tensors import INDEX_NAME, stored_tensors
+from lrd_deploy.processes import shared_out
 from lrd_deploy.recipe.policies import UniformRank
 from lrd_deploy.records import SVD, CheckpointReport, KeepDense, RankPlan
 from tests.tolerances import sum_tolerance

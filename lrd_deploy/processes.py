@@ -6,6 +6,9 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
+
+T = TypeVar("T")
 
 _SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # torchrun's, and MPI's
 _PATIENCE = timedelta(days=7)  # at a barrier, for the process with the most work
@@ -13,26 +16,47 @@ _PATIENCE = timedelta(days=7)  # at a barrier, for the process with the most wor
 
 @dataclass(frozen=True)
 class Processes:
-    """This process' place among those that share the work; `wait` returns when all of them have called it."""
+    """This process' place among those that share the work.
+
+    `wait` returns when all of them have called it.
+    """
 
     index: int
     count: int
     wait: Callable[[], None]
 
     @classmethod
-    def launched(cls) -> Processes:
-        """Returns the processes that the launcher started, joined over gloo; without a launcher just this one."""
+    def alone(cls) -> Processes:
+        """Returns just this process."""
+        return cls(index=0, count=1, wait=lambda: None)
+
+    @classmethod
+    def launched(cls, *, cpu: bool = True) -> Processes:
+        """Returns the processes that the launcher started; without a launcher just this one.
+
+        Args:
+            cpu: joins them over gloo although there may be GPUs. What was joined once stays as it is.
+        """
         if max(int(os.environ.get(size, "1")) for size in _SIZES) == 1:
-            return cls(index=0, count=1, wait=lambda: None)
+            return cls.alone()
+        import torch
         from accelerate import PartialState
 
-        state = PartialState(cpu=True, timeout=_PATIENCE)
+        state = PartialState(cpu=cpu or not torch.accelerator.is_available(), timeout=_PATIENCE)
         return cls(index=state.process_index, count=state.num_processes, wait=state.wait_for_everyone)
 
     @property
     def is_main(self) -> bool:
         """True in the one process that does what must be done once."""
         return self.index == 0
+
+    def agree(self, value: T) -> T:
+        """Returns the main process' value in all of them; it is pickled on the way."""
+        if self.count == 1:
+            return value
+        from accelerate.utils import broadcast_object_list
+
+        return broadcast_object_list([value])[0]
 
 
 def shared_out(costs: list[float], shares: int) -> list[list[int]]:
