@@ -277,3 +277,24 @@ def kill_within(stage, command, folder):
         time.sleep(INTO_THE_STAGE.get(stage, 0.0))
         assert process.poll() is None, f"the run ended within the stage {stage}"
         os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_a_process_killed_within_an_epoch_resumes_to_the_very_same_weights(tiny_recipe, tmp_path):
+    recipe = tiny_recipe(
+        fine_tune={"epochs": 4, "learning_rate": 0.02, "freezing": "sequential"}, progress={"checkpoint_minutes": 1e-9}
+    )
+
+    def command(out):
+        return [sys.executable, "-m", "lrd_deploy.cli.main", "train", str(recipe), "--out", str(out), "--json"]
+
+    whole = json.loads(subprocess.run(command(tmp_path / "whole"), capture_output=True, check=True).stdout)
+    with subprocess.Popen(command(tmp_path / "cut"), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        deadline = time.monotonic() + 120
+        while not list((tmp_path / "cut").glob("lowrank/checkpoints/*/epoch-00001-0000000[1-9]")):
+            assert process.poll() is None, process.stderr.read()
+            assert time.monotonic() < deadline
+        process.kill()
+    resumed = json.loads(subprocess.run(command(tmp_path / "cut"), capture_output=True, check=True).stdout)
+    assert resumed["sha256"] == whole["sha256"]
+    assert [epoch["frozen"] for epoch in resumed["epochs"]] == [epoch["frozen"] for epoch in whole["epochs"]]

@@ -1,14 +1,16 @@
+import json
 from dataclasses import replace
 
 import pytest
 import torch
+from tensorboard.backend.event_processing import event_accumulator
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lrd_deploy.decompose.layers import SVDLinear
-from lrd_deploy.errors import InputError, TrainingDiverged
+from lrd_deploy.errors import InputError, TrainingDiverged, UsageError
 from lrd_deploy.models.data import Data
-from lrd_deploy.recipe.settings import FineTuning, SequentialFreezing, Training
+from lrd_deploy.recipe.settings import FineTuning, Progress, SequentialFreezing, Training
 from lrd_deploy.records import SVD
 from lrd_deploy.train.accuracy import accuracy
 from lrd_deploy.train.loop import TrainingJob, train
@@ -136,3 +138,45 @@ def test_clipping_bounds_the_step_and_smoothing_changes_the_loss():
     loss, moved = one_step()
     assert one_step(clip_norm=0.01)[1] <= 0.01 < moved
     assert one_step(label_smoothing=0.2)[0] != loss
+
+
+def test_a_checkpoint_within_an_epoch_is_gone_on_from_at_its_very_step(tmp_path):
+    hurry = Progress(checkpoint_minutes=1e-9)
+    whole = job(tmp_path / "whole")
+    epochs = train(whole)
+    with pytest.raises(Killed):
+        train(replace(job(tmp_path / "cut"), progress=hurry), KilledAt(9))
+    assert [path.name for path in (tmp_path / "cut").glob("epoch-*")] == ["epoch-00001-00000002"]  # the third is lost
+    resumed = replace(job(tmp_path / "cut"), progress=hurry)
+    counted = Counted()
+    again = train(resumed, counted)
+    assert counted.steps == 4 * 6 - 8
+    assert [(epoch.loss, epoch.frozen) for epoch in again] == [(epoch.loss, epoch.frozen) for epoch in epochs]
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, resumed.model.state_dict()[name]), name
+    lines = [json.loads(line) for line in (tmp_path / "cut" / "training.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(24))
+    assert [line["frozen"] for line in lines[4:8]] == ["B", "B", "A", "A"]
+
+
+class Counted:
+    """An observer that counts steps."""
+
+    def __init__(self):
+        self.steps = 0
+
+    def progress(self, *_):
+        self.steps += 1
+
+
+def test_the_log_goes_to_trackers_too(tmp_path):
+    train(replace(job(tmp_path), progress=Progress(trackers=("tensorboard",))))
+    events = event_accumulator.EventAccumulator(str(tmp_path / "tracking")).Reload()
+    lines = [json.loads(line) for line in (tmp_path / "training.jsonl").read_text().splitlines()]
+    assert [scalar.value for scalar in events.Scalars("loss")] == pytest.approx([line["loss"] for line in lines])
+
+
+def test_a_tracker_that_is_not_installed_is_refused_before_training(tmp_path):
+    with pytest.raises(UsageError, match=r"'nosuch'; installed here: .*tensorboard"):
+        train(replace(job(tmp_path), progress=Progress(trackers=("nosuch",))))
+    assert not list(tmp_path.glob("epoch-*"))
