@@ -10,6 +10,7 @@ what came out, or why the peer refused. `rank_choice.py --peers FOLDER` calls it
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
@@ -19,6 +20,7 @@ import venv
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -126,15 +128,16 @@ def aimet(model: nn.Module, example: Tensor, ratio: float) -> nn.Module:
         params=WeightSvdParameters.ManualModeParams(pairs),
         multiplicity=_MULTIPLICITY,
     )
-    compressed, _statistics = ModelCompressor.compress_model(
-        model,
-        eval_callback=lambda *_: 0.0,  # reported in the statistics only
-        eval_iterations=1,
-        input_shape=(1, *example.shape[1:]),
-        compress_scheme=CompressionScheme.weight_svd,
-        cost_metric=metric,
-        parameters=parameters,
-    )
+    with TemporaryDirectory() as folder, contextlib.chdir(folder):  # AIMET leaves a pickle in ./data
+        compressed, _statistics = ModelCompressor.compress_model(
+            model,
+            eval_callback=lambda *_: 0.0,  # reported in the statistics only
+            eval_iterations=1,
+            input_shape=(1, *example.shape[1:]),
+            compress_scheme=CompressionScheme.weight_svd,
+            cost_metric=metric,
+            parameters=parameters,
+        )
     return compressed
 
 
