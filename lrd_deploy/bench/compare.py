@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
+from itertools import count, islice
 from math import exp
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrd_deploy.bench.environment import environment
-from lrd_deploy.bench.launch import LaunchPlan, LaunchSamples, balanced_orders
+from lrd_deploy.bench.launch import LaunchPlan, LaunchSamples, balanced_order
 from lrd_deploy.bench.process import run_worker
 from lrd_deploy.bench.statistics import block_log_ratio, median, percentile_bound, ratio_with_interval
 from lrd_deploy.observer import Observer, SilentObserver
@@ -50,26 +52,40 @@ def compare(
     """
     observer = observer or SilentObserver()
     launches = []
+    with closing(fresh_launches(base, candidate, inputs, threads=settings.threads, rounds=settings.rounds)) as source:
+        for samples in islice(source, settings.launches):
+            launches.append(samples)
+            observer.progress("measuring inference", len(launches), settings.launches)
+    batch = len(next(iter(inputs.values())))
+    return conclude(launches, batch, settings.threads, environment()), tuple(launches)
+
+
+def fresh_launches(
+    base: Path, candidate: Path, inputs: Mapping[str, NDArray[np.generic]], *, threads: int, rounds: int
+) -> Generator[LaunchSamples]:
+    """Yields launches without end, each measured when it is asked for; counterbalanced after every four.
+
+    Raises:
+        BackendError: a worker failed, or refused one of the models.
+    """
+    arms = dict(zip(ARMS, (base.resolve(), candidate.resolve(), base.resolve()), strict=True))
     with TemporaryDirectory(prefix="lrd-deploy-") as folder:
         stored = Path(folder, "inputs.npz")
         np.savez(stored, **inputs)
-        arms = dict(zip(ARMS, (base.resolve(), candidate.resolve(), base.resolve()), strict=True))
-        for number, (order, reverse) in enumerate(balanced_orders(ARMS, settings.launches)):
+        for number in count():
+            order, reverse = balanced_order(ARMS, number)
             plan = LaunchPlan(
                 arms=arms,
                 load_order=order,
                 reverse_first=reverse,
                 inputs=stored,
                 backend="onnxruntime",
-                threads=settings.threads,
-                rounds=settings.rounds,
+                threads=threads,
+                rounds=rounds,
                 arm_seconds=_ARM_SECONDS,
                 solo_seconds=_SOLO_SECONDS,
             )
-            launches.append(run_worker("lrd_deploy.bench.worker", plan, LaunchSamples, threads=settings.threads))
-            observer.progress("measuring inference", number + 1, settings.launches)
-    batch = len(next(iter(inputs.values())))
-    return conclude(launches, batch, settings.threads, environment()), tuple(launches)
+            yield run_worker("lrd_deploy.bench.worker", plan, LaunchSamples, threads=threads)
 
 
 def conclude(launches: Sequence[LaunchSamples], batch: int, threads: int, measured_on: Environment) -> Comparison:

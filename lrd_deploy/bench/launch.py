@@ -109,10 +109,10 @@ def timed(call: Call, clock: Clock, times: int) -> tuple[int, ...]:
     return tuple(samples)
 
 
-def balanced_orders(arms: Sequence[str], launches: int) -> list[tuple[tuple[str, ...], bool]]:
-    """Returns a load order and a first direction per launch, so that no arm is favoured.
+def balanced_order(arms: Sequence[str], launch: int) -> tuple[tuple[str, ...], bool]:
+    """Returns the load order and the first direction of a launch, by its number, so that no arm is favoured.
 
     Every arm is loaded before every other in half of the launches: the session created first tends to be slower.
     """
     forwards, backwards = tuple(arms), tuple(reversed(arms))
-    return [(forwards if g % 2 == 0 else backwards, (g // 2) % 2 == 1) for g in range(launches)]
+    return (forwards if launch % 2 == 0 else backwards), (launch // 2) % 2 == 1

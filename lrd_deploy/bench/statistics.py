@@ -8,11 +8,37 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import exp, log, sqrt
+from typing import NamedTuple
 
 from lrd_deploy.records import Ratio
 
 _TRIM_FROM = 6  # fewer launches cannot spare two
 _FEWEST_SAMPLES = {0.9: 64, 0.99: 662}
+
+
+class TrimmedMean(NamedTuple):
+    """A mean over launches, its standard error, and the degrees of freedom of its t interval."""
+
+    mean: float
+    standard_error: float
+    degrees: int
+
+
+def trimmed_mean(values: Sequence[float]) -> TrimmedMean:
+    """Returns the mean without the lowest and the highest from six values on, with its winsorised standard error.
+
+    Args:
+        values: one per launch, at least two.
+
+    Source: Yuen, Biometrika 61 (1974), 165.
+    """
+    ordered = sorted(values)
+    n, trim = len(ordered), 1 if len(ordered) >= _TRIM_FROM else 0
+    kept = ordered[trim : n - trim]
+    winsorised = [min(max(value, kept[0]), kept[-1]) for value in ordered]
+    center = sum(winsorised) / n
+    squares = sum((value - center) ** 2 for value in winsorised)
+    return TrimmedMean(sum(kept) / len(kept), sqrt(squares / (len(kept) * (len(kept) - 1))), len(kept) - 1)
 
 
 def ratio_with_interval(log_ratios: Sequence[float], *, confidence: float = 0.95) -> Ratio:
@@ -27,11 +53,10 @@ def ratio_with_interval(log_ratios: Sequence[float], *, confidence: float = 0.95
 
     Source: Yuen, Biometrika 61 (1974), 165: trimmed mean with a winsorised t interval.
     """
-    values = sorted(log_ratios)
-    trim = 1 if len(values) >= _TRIM_FROM else 0
-    kept = values[trim : len(values) - trim]
-    center = sum(kept) / len(kept)
-    half = _half_width(values, trim, confidence)
+    from scipy.stats import t  # 0.6 s to import
+
+    center, standard_error, degrees = trimmed_mean(log_ratios)
+    half = float(t.ppf(0.5 + confidence / 2, degrees)) * standard_error
     low, high = exp(center - half), exp(center + half)
     return Ratio(
         estimate=exp(center),
@@ -39,19 +64,8 @@ def ratio_with_interval(log_ratios: Sequence[float], *, confidence: float = 0.95
         high=high,
         confidence=confidence,
         demonstrated=not low <= 1.0 <= high,
-        launches=len(values),
+        launches=len(log_ratios),
     )
-
-
-def _half_width(values: Sequence[float], trim: int, confidence: float) -> float:
-    from scipy.stats import t  # 0.6 s to import
-
-    n, kept = len(values), len(values) - 2 * trim
-    winsorised = [min(max(value, values[trim]), values[n - 1 - trim]) for value in values]
-    mean = sum(winsorised) / n
-    squares = sum((value - mean) ** 2 for value in winsorised)
-    standard_error = sqrt(squares / (kept * (kept - 1)))
-    return float(t.ppf(0.5 + confidence / 2, kept - 1)) * standard_error
 
 
 def median(values: Sequence[float]) -> float:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lrd_deploy.bench.launch import balanced_orders, interleave, solo, warm_up
+from lrd_deploy.bench.launch import balanced_order, interleave, solo, warm_up
 from lrd_deploy.bench.statistics import block_log_ratio
 from lrd_deploy.engines import SessionSettings
 from lrd_deploy.engines.fake import FakeBackend
@@ -83,6 +83,6 @@ def test_solo_runs_long_enough_and_often_enough():
 
 @pytest.mark.parametrize("launches", [4, 6, 8, 12])
 def test_every_arm_loads_first_as_often_as_last(launches):
-    orders = balanced_orders(("base", "candidate", "control"), launches)
+    orders = [balanced_order(("base", "candidate", "control"), number) for number in range(launches)]
     first = Counter(order.index("base") < order.index("candidate") for order, _ in orders)
     assert first[True] == first[False] == launches / 2

@@ -1,0 +1,235 @@
+"""What a latency gate saw, by which policy it judged, and what it found.
+
+A slowdown is a share: 0.05 is 5 % slower than the baseline. `low` is a one-sided bound at the policy's
+`fail_confidence`, `high` one at its `pass_confidence`: the very bounds that decide.
+"""
+
+from __future__ import annotations
+
+from math import log1p
+from typing import Literal
+
+from pydantic import Field
+
+from lrd_deploy.records.environment import Environment
+from lrd_deploy.records.graphs import TensorInfo
+from lrd_deploy.records.record import Record
+
+Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE"]
+DecidedBy = Literal["baseline", "accuracy", "parity", "latency"]
+
+
+class GatePolicy(Record):
+    """How evidence is judged. What was measured does not depend on it, so a stored result can be judged again.
+
+    Attributes:
+        max_slowdown: a slowdown of this size must be found.
+        threshold_share: an estimate below this share of `max_slowdown` never fails.
+        fail_confidence: that a failing candidate is slower at all; shared among the cases by Holm's rule.
+        pass_confidence: that a passing candidate is not slower by `max_slowdown`.
+        control_confidence: with which a control may be called off by half the threshold.
+        launches: fresh processes before the first look; even, so that load orders balance.
+        most_launches: fresh processes after which the gate gives up.
+        confirm: a failure needs a second, independent set of launches that fails too.
+        tolerance: largest relative L2 difference of outputs; None is what rounding explains, or anything where
+            `max_accuracy_drop` says what counts.
+        max_accuracy_drop: largest loss of top-1 accuracy, or of agreement where there are no labels.
+    """
+
+    max_slowdown: float = Field(default=0.05, gt=0, le=10)
+    threshold_share: float = Field(default=0.6, gt=0, lt=1)
+    fail_confidence: float = Field(default=0.99, gt=0.5, lt=1)
+    pass_confidence: float = Field(default=0.95, gt=0.5, lt=1)
+    control_confidence: float = Field(default=0.999, gt=0.5, lt=1)
+    launches: int = Field(default=6, ge=4, multiple_of=2)
+    most_launches: int = Field(default=12, ge=4, multiple_of=2)
+    confirm: bool = True
+    tolerance: float | None = Field(default=None, ge=0)
+    max_accuracy_drop: float | None = Field(default=None, ge=0, le=1)
+
+    @property
+    def threshold(self) -> float:
+        """The slowdown that an estimate must exceed to fail."""
+        return self.threshold_share * self.max_slowdown
+
+    @property
+    def looks(self) -> tuple[int, ...]:
+        """The numbers of launches after which the gate looks."""
+        return (self.launches, *range(self.launches + 2, self.most_launches + 1, 2))
+
+    @property
+    def log_threshold(self) -> float:
+        """`threshold` on the scale of log ratios."""
+        return log1p(self.threshold)
+
+
+class LaunchRatio(Record):
+    """One launch in two numbers, natural logarithms of ratios to the baseline: above 0 is slower.
+
+    Attributes:
+        candidate: of the candidate.
+        control: of the second copy of the baseline.
+        base_ms: the baseline's median latency alone.
+        candidate_ms: the candidate's.
+        base_first: whether the baseline was loaded before the candidate.
+        settled: whether latency settled during warm-up.
+    """
+
+    candidate: float
+    control: float
+    base_ms: float = Field(gt=0)
+    candidate_ms: float = Field(gt=0)
+    base_first: bool
+    settled: bool = True
+
+
+class CaseEvidence(Record):
+    """The launches of one batch size: the first set, and the set that confirms a failure."""
+
+    name: str
+    batch: int
+    threads: int
+    launches: tuple[LaunchRatio, ...] = ()
+    confirming: tuple[LaunchRatio, ...] = ()
+
+
+class OutputEvidence(Record):
+    """The candidate's outputs beside the reference outputs. `refusal` is why they cannot be compared."""
+
+    samples: int
+    rounding_tolerance: float
+    relative_l2: float | None = None
+    top1_agreement: float | None = None
+    baseline_accuracy: float | None = None
+    candidate_accuracy: float | None = None
+    refusal: str | None = None
+
+
+class ParityEvidence(Record):
+    """The candidate's form: ranks that are not on the quantum, and the share of weights in each precision."""
+
+    quantum: int | None
+    off_quantum: tuple[str, ...]
+    baseline_precision: dict[str, float]
+    candidate_precision: dict[str, float]
+
+
+class GateArtefact(Record):
+    """A model file that took part."""
+
+    name: str
+    sha256: str
+
+
+class GateEvidence(Record):
+    """All that a verdict rests on. `baseline` is None where there was none to compare with."""
+
+    measured_at: str
+    baseline: GateArtefact | None
+    candidate: GateArtefact
+    outputs: OutputEvidence | None = None
+    parity: ParityEvidence | None = None
+    cases: tuple[CaseEvidence, ...] = ()
+    warnings: tuple[str, ...] = ()
+    environment: Environment
+
+
+class ControlReading(Record):
+    """The baseline against its own copy; `trusted` when the machine was calm enough for the threshold."""
+
+    change: float
+    low: float
+    high: float
+    trusted: bool
+
+
+class CaseVerdict(Record):
+    """One batch size. Numbers are None until there are launches enough to state them."""
+
+    name: str
+    verdict: Verdict
+    reason: str
+    change: float | None = None
+    low: float | None = None
+    high: float | None = None
+    p_value: float | None = None
+    min_detectable: float | None = None
+    launches: int = 0
+    confirming_launches: int = 0
+    base_ms: float | None = None
+    candidate_ms: float | None = None
+    control: ControlReading | None = None
+
+
+class GateResult(Record):
+    """A verdict with its numbers: those of the case with the largest change. None where nothing was timed."""
+
+    schema_version: Literal[1] = 1
+    version: str
+    verdict: Verdict
+    decided_by: DecidedBy
+    reasons: tuple[str, ...]
+    change: float | None
+    low: float | None
+    high: float | None
+    min_detectable: float | None
+    cases: tuple[CaseVerdict, ...]
+    policy: GatePolicy
+    evidence: GateEvidence
+
+
+class SlowdownRates(Record):
+    """How often gates gave each verdict with the candidate slower by `slowdown`; shares of `gates`."""
+
+    slowdown: float
+    gates: int
+    fail: float
+    passed: float
+    inconclusive: float
+    mean_launches: float
+
+
+class SelfTest(Record):
+    """What the gate does with the user's own model on this machine.
+
+    `resampled` draws launches anew for every gate; `disjoint` uses every launch once, so its gates are few and
+    independent. Slowdowns are simulated by scaling the candidate's times: nothing is slowed down in earnest.
+    """
+
+    launches: int
+    per_launch_sd: float
+    resampled: tuple[SlowdownRates, ...]
+    disjoint: tuple[SlowdownRates, ...]
+    policy: GatePolicy
+    environment: Environment
+
+
+class Promotion(Record):
+    """One line of a baseline's history. `change` and its bounds are those of the gate that let it in."""
+
+    promoted_at: str
+    model_sha256: str
+    verdict: Verdict | None
+    change: float | None = None
+    low: float | None = None
+    high: float | None = None
+    base_ms: float | None = None
+    candidate_ms: float | None = None
+    fingerprint: str
+    reason: str | None = None
+
+
+class BaselineManifest(Record):
+    """What a baseline holds. `files` are digests by name within `folder`, which lies beside the manifest."""
+
+    schema_version: Literal[1] = 1
+    version: str
+    folder: str = Field(pattern=r"^[0-9a-f]{16}$")
+    files: dict[str, str]
+    model: str
+    opset: int
+    inputs: tuple[TensorInfo, ...]
+    samples: int
+    labelled: bool
+    promotion: Promotion
+    environment: Environment
