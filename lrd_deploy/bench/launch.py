@@ -7,6 +7,7 @@ from math import ceil
 from pathlib import Path
 
 from lrd_deploy.bench.statistics import median
+from lrd_deploy.errors import BackendError
 from lrd_deploy.records import Record
 
 Call = Callable[[], object]
@@ -14,10 +15,14 @@ Clock = Callable[[], int]  # nanoseconds
 
 _BLOCK_MS = 10.0  # blocks shorter than this are mostly the first call after a switch
 _MAX_CALLS = 50
+_WINDOW_MS = 100.0
 
 
 class LaunchPlan(Record):
-    """What one launch does. `load_order` and `reverse_first` are what is counterbalanced between launches."""
+    """What one launch does. `load_order` and `reverse_first` are what is counterbalanced between launches.
+
+    With no `solo_seconds` no arm is run alone.
+    """
 
     arms: dict[str, Path]
     load_order: tuple[str, ...]
@@ -31,7 +36,10 @@ class LaunchPlan(Record):
 
 
 class LaunchSamples(Record):
-    """Raw nanoseconds: `blocks` by arm and round, `solo` by arm; `cold_start_ns` from loading to the first result."""
+    """Raw nanoseconds: `blocks` by arm and round, `solo` by arm; `cold_start_ns` from loading to the first result.
+
+    `waited`: another measurement had this machine, and the launch began when it was done.
+    """
 
     load_order: tuple[str, ...]
     calls_per_block: int
@@ -39,6 +47,7 @@ class LaunchSamples(Record):
     blocks: dict[str, tuple[tuple[int, ...], ...]]
     solo: dict[str, tuple[int, ...]]
     cold_start_ns: dict[str, int]
+    waited: bool = False
 
 
 def interleave(
@@ -76,10 +85,19 @@ def warm_up(
 ) -> tuple[float, bool]:
     """Calls until two windows' medians differ by less than 2 %, for `least_seconds` at least.
 
+    Args:
+        call: what to warm up. Two calls go before the windows: the first pays for what is done once.
+        clock: in nanoseconds.
+        window: calls per window; as few as five where ten would take more than 0.1 s.
+        least_seconds: goes on for so long.
+        most_seconds: gives up then.
+
     Returns:
         The last window's median in milliseconds, and whether it converged in time.
     """
     started, previous = clock(), None
+    _, usual = timed(call, clock, 2)
+    window = min(max(ceil(_WINDOW_MS * 1e6 / usual), 5), window)
     while True:
         latest = median(timed(call, clock, window)) / 1e6
         elapsed = (clock() - started) / 1e9
@@ -100,12 +118,23 @@ def solo(call: Call, clock: Clock, seconds: float) -> tuple[int, ...]:
 
 
 def timed(call: Call, clock: Clock, times: int) -> tuple[int, ...]:
-    """Returns the duration of each of so many calls, in nanoseconds."""
+    """Returns the duration of each of so many calls, in nanoseconds.
+
+    Raises:
+        BackendError: the clock stood still or went back.
+    """
     samples = []
     for _ in range(times):
         started = clock()
         call()
         samples.append(clock() - started)
+    if min(samples) <= 0:
+        raise BackendError(
+            "timing a call",
+            found=f"{min(samples)} ns by this machine's monotonic clock",
+            accepted="a clock that moves forwards",
+            remedy="look for a virtual machine that was moved or suspended meanwhile, and measure again",
+        )
     return tuple(samples)
 
 

@@ -7,6 +7,8 @@ Paths inside a record are relative to the folder that holds the record.
 from lrd_deploy.records.checkpoint import CheckpointReport, FactorisedWeight
 from lrd_deploy.records.environment import Environment
 from lrd_deploy.records.gate import (
+    Against,
+    BaselineHistory,
     BaselineManifest,
     CaseEvidence,
     CaseVerdict,
@@ -60,7 +62,9 @@ from lrd_deploy.records.training import Epoch, FrozenGroup, TrainedModel
 
 __all__ = [
     "SVD",
+    "Against",
     "Applied",
+    "BaselineHistory",
     "BaselineManifest",
     "CalibratedLatencies",
     "CaseEvidence",

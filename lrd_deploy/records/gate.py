@@ -7,9 +7,9 @@ A slowdown is a share: 0.05 is 5 % slower than the baseline. `low` is a one-side
 from __future__ import annotations
 
 from math import log1p
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lrd_deploy.records.environment import Environment
 from lrd_deploy.records.graphs import TensorInfo
@@ -17,6 +17,7 @@ from lrd_deploy.records.record import Record
 
 Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 DecidedBy = Literal["baseline", "accuracy", "parity", "latency"]
+Against = Literal["baseline", "anchor"]
 
 
 class GatePolicy(Record):
@@ -47,6 +48,12 @@ class GatePolicy(Record):
     tolerance: float | None = Field(default=None, ge=0)
     max_accuracy_drop: float | None = Field(default=None, ge=0, le=1)
 
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.most_launches < self.launches:
+            raise ValueError(f"most_launches, {self.most_launches}, is below launches, {self.launches}")
+        return self
+
     @property
     def threshold(self) -> float:
         """The slowdown that an estimate must exceed to fail."""
@@ -69,7 +76,7 @@ class LaunchRatio(Record):
     Attributes:
         candidate: of the candidate.
         control: of the second copy of the baseline.
-        base_ms: the baseline's median latency alone.
+        base_ms: the baseline's median latency in its blocks.
         candidate_ms: the candidate's.
         base_first: whether the baseline was loaded before the candidate.
         settled: whether latency settled during warm-up.
@@ -84,11 +91,12 @@ class LaunchRatio(Record):
 
 
 class CaseEvidence(Record):
-    """The launches of one batch size: the first set, and the set that confirms a failure."""
+    """The launches of one batch size against one reference: the first set, and the set that confirms a failure."""
 
     name: str
     batch: int
     threads: int
+    against: Against = "baseline"
     launches: tuple[LaunchRatio, ...] = ()
     confirming: tuple[LaunchRatio, ...] = ()
 
@@ -122,12 +130,18 @@ class GateArtefact(Record):
 
 
 class GateEvidence(Record):
-    """All that a verdict rests on. `baseline` is None where there was none to compare with."""
+    """All that a verdict rests on. `baseline` is None where there was none to compare with.
+
+    The anchor is an older reference, such as the last release: it shows what single steps below the threshold add up
+    to.
+    """
 
     measured_at: str
     baseline: GateArtefact | None
     candidate: GateArtefact
+    anchor: GateArtefact | None = None
     outputs: OutputEvidence | None = None
+    anchor_outputs: OutputEvidence | None = None
     parity: ParityEvidence | None = None
     cases: tuple[CaseEvidence, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -217,6 +231,12 @@ class Promotion(Record):
     candidate_ms: float | None = None
     fingerprint: str
     reason: str | None = None
+
+
+class BaselineHistory(Record):
+    """Every promotion of a baseline, oldest first."""
+
+    promotions: tuple[Promotion, ...]
 
 
 class BaselineManifest(Record):

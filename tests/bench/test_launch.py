@@ -1,13 +1,14 @@
 from collections import Counter
-from itertools import cycle, repeat
+from itertools import chain, count, cycle, repeat
 from pathlib import Path
 
 import pytest
 
-from lrd_deploy.bench.launch import balanced_order, interleave, solo, warm_up
+from lrd_deploy.bench.launch import balanced_order, interleave, solo, timed, warm_up
 from lrd_deploy.bench.statistics import block_log_ratio
 from lrd_deploy.engines import SessionSettings
 from lrd_deploy.engines.fake import FakeBackend
+from lrd_deploy.errors import BackendError
 
 
 def calls(**scripts):
@@ -30,8 +31,8 @@ def test_a_known_ratio_is_found_exactly():
 
 
 def test_the_call_after_each_switch_is_discarded():
-    backend, bound = calls(base=cycle([20.0, 5.0, 5.0, 5.0]), candidate=repeat(5.0))
-    # The warm-up's windows are of ten calls, so blocks of one discarded and three timed calls stay in step with it.
+    # The warm-up takes two calls, then windows of ten, so blocks of one and three calls stay in step with the script.
+    backend, bound = calls(base=chain([5.0, 5.0], cycle([20.0, 5.0, 5.0, 5.0])), candidate=repeat(5.0))
     blocks, per_block, _ = run(backend, bound)
     assert per_block == 3
     assert {len(block) for block in blocks["base"]} == {3}
@@ -62,7 +63,7 @@ def test_a_slow_model_gets_fewer_rounds_but_never_fewer_than_eight():
 
 
 def test_warm_up_goes_on_until_latency_settles():
-    settling = [float(20 - n // 10) for n in range(100)]
+    settling = [20 - 0.2 * n for n in range(50)]
     backend, bound = calls(a=[*settling, *repeat(10.0, 1000)])
     latency, converged = warm_up(bound["a"], backend.clock)
     assert converged
@@ -73,6 +74,20 @@ def test_warm_up_gives_up_on_a_latency_that_never_settles():
     backend, bound = calls(a=(float(1 + n) for n in range(10**6)))
     _, converged = warm_up(bound["a"], backend.clock, most_seconds=2.0)
     assert not converged
+
+
+def test_a_slow_model_warms_up_in_fewer_calls():
+    backend, bound = calls(fast=repeat(1.0), slow=repeat(50.0))
+    for name in bound:
+        warm_up(bound[name], backend.clock)
+    assert Counter(backend.log) == {"fast": 2 + 10 * 10, "slow": 2 + 2 * 5}
+
+
+@pytest.mark.parametrize("step", [0, -3])
+def test_a_clock_that_does_not_move_forwards_is_told(step):
+    readings = count(10**6, step) if step else repeat(10**6)
+    with pytest.raises(BackendError, match=f"timing a call: {step} ns by this machine's monotonic clock"):
+        timed(lambda: None, lambda: next(readings), 3)
 
 
 def test_solo_runs_long_enough_and_often_enough():
