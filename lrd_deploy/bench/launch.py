@@ -16,6 +16,7 @@ Clock = Callable[[], int]  # nanoseconds
 _BLOCK_MS = 10.0  # blocks shorter than this are mostly the first call after a switch
 _MAX_CALLS = 50
 _WINDOW_MS = 100.0
+_FEWEST_ROUNDS = 6
 
 
 class LaunchPlan(Record):
@@ -53,10 +54,10 @@ class LaunchSamples(Record):
 def interleave(
     calls: Mapping[str, Call], clock: Clock, *, rounds: int, arm_seconds: float, reverse_first: bool
 ) -> tuple[dict[str, tuple[tuple[int, ...], ...]], int, bool]:
-    """Times all arms in rounds of one block each, forwards and backwards in turn: A B, B A, A B, …
+    """Times all arms in rounds of one block each, in an order that favours none: see `round_orders`.
 
     A block is one discarded call, which pays for the switch, then the timed ones. Calls per block fill 10 ms of the
-    slowest arm; rounds shrink where they would take longer than `arm_seconds` per arm.
+    slowest arm; rounds shrink where they would take longer than `arm_seconds` per arm, to whole cycles of orders.
 
     Returns:
         Samples by arm and round, calls per block, and whether every arm's warm-up converged.
@@ -65,12 +66,11 @@ def interleave(
     slowest_ms = max(latency for latency, _ in warmups.values())
     per_block = min(max(ceil(_BLOCK_MS / slowest_ms), 3), _MAX_CALLS)
     affordable = int(arm_seconds * 1e3 / (slowest_ms * (per_block + 1)))
-    rounds = min(rounds, max(affordable, 8))
+    orders = round_orders(list(calls)[::-1] if reverse_first else list(calls))
+    cycles = max(min(rounds, affordable) // len(orders), ceil(_FEWEST_ROUNDS / len(orders)))
     blocks: dict[str, list[tuple[int, ...]]] = {name: [] for name in calls}
-    order = list(calls)
-    for number in range(rounds):
-        backwards = (number % 2 == 1) != reverse_first
-        for name in reversed(order) if backwards else order:
+    for order in orders * cycles:
+        for name in order:
             calls[name]()
             blocks[name].append(timed(calls[name], clock, per_block))
     return (
@@ -78,6 +78,16 @@ def interleave(
         per_block,
         all(converged for _, converged in warmups.values()),
     )
+
+
+def round_orders(arms: Sequence[str]) -> list[tuple[str, ...]]:
+    """Returns the orders of one cycle of rounds: every rotation of the arms, each followed by its reverse.
+
+    Of two or three arms each comes in every place, after each other and after itself, equally often or once more or
+    less: an arm that always ran between two others would never find its weights in a cache. Of two: A B, B A, B A, A B.
+    """
+    rotations = [(*arms[start:], *arms[:start]) for start in range(len(arms))]
+    return [order for rotation in rotations for order in (rotation, rotation[::-1])]
 
 
 def warm_up(

@@ -6,8 +6,9 @@ A slowdown is a share: 0.05 is 5 % slower than the baseline. `low` is a one-side
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import log1p
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -88,6 +89,37 @@ class LaunchRatio(Record):
     candidate_ms: float = Field(gt=0)
     base_first: bool
     settled: bool = True
+
+
+class LaunchPool(Record):
+    """Launches kept for replay, in few bytes. `launches` has them as they were, to six digits.
+
+    Attributes:
+        what: which models, on what kind of machine.
+        slowdown: by how much more the candidate computes, as a share; its latency is what was measured.
+        rows: the fields of `LaunchRatio`, in their order.
+        environment: where they were measured.
+    """
+
+    what: str
+    slowdown: float
+    rows: tuple[tuple[float, float, float, float, bool, bool], ...]
+    environment: Environment
+
+    @classmethod
+    def of(cls, launches: Sequence[LaunchRatio], **about: Any) -> Self:
+        """Packs launches."""
+        return cls(rows=tuple(_row(launch) for launch in launches), **about)
+
+    @property
+    def launches(self) -> tuple[LaunchRatio, ...]:
+        """The launches, in the order they were measured."""
+        return tuple(LaunchRatio(**dict(zip(LaunchRatio.model_fields, row, strict=True))) for row in self.rows)
+
+
+def _row(launch: LaunchRatio) -> tuple[Any, ...]:
+    values = launch.model_dump().values()
+    return tuple(round(value, 6) if isinstance(value, float) else value for value in values)
 
 
 class CaseEvidence(Record):

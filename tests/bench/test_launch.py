@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lrd_deploy.bench.launch import balanced_order, interleave, solo, timed, warm_up
+from lrd_deploy.bench.launch import balanced_order, interleave, round_orders, solo, timed, warm_up
 from lrd_deploy.bench.statistics import block_log_ratio
 from lrd_deploy.engines import SessionSettings
 from lrd_deploy.engines.fake import FakeBackend
@@ -38,17 +38,28 @@ def test_the_call_after_each_switch_is_discarded():
     assert {len(block) for block in blocks["base"]} == {3}
 
 
-def test_arms_alternate_forwards_and_backwards():
+def test_rounds_go_through_every_rotation_and_its_reverse():
     backend, bound = calls(a=repeat(5.0), b=repeat(5.0))
     run(backend, bound, rounds=8)
-    timed = backend.log[-8 * 2 * 4 :]
-    assert timed[::4] == ["a", "b", "b", "a"] * 4
+    assert backend.log[-8 * 2 * 4 :: 4] == ["a", "b", "b", "a", "b", "a", "a", "b"] * 2
 
 
 def test_the_first_direction_can_be_reversed():
     backend, bound = calls(a=repeat(5.0), b=repeat(5.0))
     run(backend, bound, rounds=8, reverse_first=True)
-    assert backend.log[-8 * 2 * 4 :][::4] == ["b", "a", "a", "b"] * 4
+    assert backend.log[-8 * 2 * 4 :: 4] == ["b", "a", "a", "b", "a", "b", "b", "a"] * 2
+
+
+@pytest.mark.parametrize("arms", ["ab", "abc"])
+def test_no_arm_has_a_better_place_or_better_company(arms):
+    orders = round_orders(list(arms))
+    places = Counter((arm, place) for order in orders for place, arm in enumerate(order))
+    assert set(places.values()) == {2}
+    sequence = [arm for order in orders for arm in order]
+    after = Counter(zip(sequence, [*sequence[1:], sequence[0]], strict=True))
+    assert len({after[arm, arm] for arm in arms}) == 1
+    others = [after[arm, other] for arm in arms for other in arms if other != arm]
+    assert max(others) - min(others) <= 1
 
 
 def test_blocks_of_a_fast_model_hold_more_calls():
@@ -56,10 +67,16 @@ def test_blocks_of_a_fast_model_hold_more_calls():
     assert run(backend, bound)[1] == 20  # 10 ms of the slower arm
 
 
-def test_a_slow_model_gets_fewer_rounds_but_never_fewer_than_eight():
-    backend, bound = calls(a=repeat(50.0), b=repeat(50.0))
+@pytest.mark.parametrize(("arms", "rounds"), [("ab", 8), ("abc", 6)])
+def test_a_slow_model_gets_fewer_rounds_but_six_at_least_in_whole_cycles(arms, rounds):
+    backend, bound = calls(**{arm: repeat(50.0) for arm in arms})
     blocks, _, _ = run(backend, bound, rounds=40, arm_seconds=1.0)
-    assert len(blocks["a"]) == 8
+    assert len(blocks["a"]) == rounds
+
+
+def test_rounds_are_whole_cycles():
+    backend, bound = calls(a=repeat(1.0), b=repeat(1.0), c=repeat(1.0))
+    assert len(run(backend, bound, rounds=40)[0]["a"]) == 36
 
 
 def test_warm_up_goes_on_until_latency_settles():
