@@ -1,6 +1,7 @@
 import re
 import shlex
 
+import pytest
 from hypothesis import given, settings
 
 from lrd_deploy.report.ci.gitlab import open_metrics
@@ -55,6 +56,14 @@ def test_any_name_is_one_label_for_every_reader(gate_result):
     assert [float(value) for _, value in as_gitlab_reads(text)] == [value for _, _, value in found]
 
 
-def test_a_number_sign_does_not_end_the_line():
-    text = open_metrics(result([CALM.model_copy(update={"name": "case #1"})]))
-    assert "lrd_gate_ratio{case=case ＃1}" in dict(as_gitlab_reads(text))
+@pytest.mark.parametrize("name", ["case #1", 'a"b', "a\\", 'a\\"b', "it's", "a=b,c}"])
+def test_a_name_reads_as_it_is_written(name):
+    text = open_metrics(result([CALM.model_copy(update={"name": name})]))
+    samples(text)
+    assert f"lrd_gate_ratio{{case={name.replace('#', '＃')}}}" in dict(as_gitlab_reads(text))
+
+
+def test_names_that_only_a_number_sign_tells_apart_stay_apart():
+    cases = [CALM.model_copy(update={"name": name}) for name in ("a#", "a＃")]
+    found = samples(open_metrics(result(cases)))
+    assert len({(name, labels) for name, labels, _ in found}) == len(found)

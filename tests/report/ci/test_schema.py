@@ -24,6 +24,10 @@ def printed(**changes):
     return json.loads(RESULTS["pass"].to_json()) | changes
 
 
+def without(field):
+    return {name: value for name, value in printed().items() if name != field}
+
+
 @pytest.mark.parametrize(
     ("changed", "complaint"),
     [
@@ -31,9 +35,10 @@ def printed(**changes):
         (printed(verdict="MAYBE"), "is not one of"),
         (printed(surprise=1), "Additional properties"),
         (printed(change="fast"), "is not valid under any"),
-        ({name: value for name, value in printed().items() if name != "low"}, "'low' is a required property"),
+        (without("low"), "'low' is a required property"),
+        (without("schema_version"), "'schema_version' is a required property"),
     ],
-    ids=["version", "verdict", "extra", "type", "missing"],
+    ids=["version", "verdict", "extra", "type", "missing", "unversioned"],
 )
 def test_another_shape_does_not_validate(changed, complaint):
     with pytest.raises(jsonschema.ValidationError, match=complaint):
