@@ -52,9 +52,7 @@ def step_summary(result: GateResult) -> str:
         parts.append(table(_COLUMNS, map(_row, timed[:_MOST_ROWS])))
     if len(timed) > _MOST_ROWS:
         parts.append(f"{len(timed) - _MOST_ROWS} more cases are in the JUnit and JSON files.")
-    said = [finding for finding in found if finding.verdict != "PASS" or not finding.case]
-    parts.append("\n".join(map(_bullet, said[:_MOST_REASONS])))
-    parts += [_warnings(result), _how_to_read(result) if timed else "", _what_to_run(result), _where(result)]
+    parts += [_bullets(result, found), _how_to_read(result) if timed else "", _what_to_run(result), _where(result)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -74,8 +72,13 @@ def _row(finding: Finding) -> tuple[str, ...]:
     )
 
 
-def _bullet(finding: Finding) -> str:
-    return f"- **{finding.verdict}** {escaped(finding.name)}: {escaped(finding.reason, 700)}"
+def _bullets(result: GateResult, found: list[Finding]) -> str:
+    """What the table does not say: reasons, other checks, warnings; without what the headline said already."""
+    said = [finding for finding in found if finding.verdict != "PASS" or not finding.case]
+    said = [finding for finding in said if finding.reason != headline(result)]
+    lines = [f"**{one.verdict}** {escaped(one.name)}: {escaped(one.reason, 700)}" for one in said[:_MOST_REASONS]]
+    lines += [f"warning: {escaped(warning, 500)}" for warning in result.evidence.warnings[:_MOST_WARNINGS]]
+    return "\n".join(f"- {line}" for line in lines)
 
 
 def _numbers(finding: Finding) -> str:
@@ -101,11 +104,6 @@ def _control(case: CaseVerdict) -> str:
     if case.control is None:
         return "–"
     return f"{case.control.change:+.1%}" + ("" if case.control.trusted else ", not trusted")
-
-
-def _warnings(result: GateResult) -> str:
-    shown = result.evidence.warnings[:_MOST_WARNINGS]
-    return "\n".join(f"- warning: {escaped(warning, 500)}" for warning in shown)
 
 
 def _how_to_read(result: GateResult) -> str:
