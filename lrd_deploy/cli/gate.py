@@ -13,38 +13,68 @@ if TYPE_CHECKING:
     from lrd_deploy.records import GatePolicy, GateResult
 
 _EXIT_CODES = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 3}
-_INPUTS_HELP = "An .npz file of samples by input name, with an array 'labels' if accuracy counts. [the bundle's]"
+
+Baseline = Annotated[
+    Path | None, typer.Option(metavar="DIR|A.onnx", help="What to compare with: a promoted bundle, or a model.")
+]
+Candidate = Annotated[Path | None, typer.Option(metavar="B.onnx", help="What may have become slower.")]
+Anchor = Annotated[
+    Path | None, typer.Option(metavar="DIR|A.onnx", help="An older reference besides, such as the last release.")
+]
+Inputs = Annotated[
+    Path | None,
+    typer.Option(help="An .npz file of samples by input name, with 'labels' if accuracy counts. [the bundle's]"),
+]
+Batch = Annotated[list[int] | None, typer.Option(min=1, help="May be given several times. [8]")]
+MaxSlowdown = Annotated[float, typer.Option(help="A slowdown of this share must be found.")]
+MaxAccuracyDrop = Annotated[
+    float | None, typer.Option(help="Largest loss of top-1 accuracy, or of agreement where there are no labels.")
+]
+Tolerance = Annotated[
+    float | None, typer.Option(help="Largest relative L2 difference of outputs. [what float32 rounding explains]")
+]
+Quantum = Annotated[int | None, typer.Option(min=2, help="Ranks must be multiples of it.")]
+Launches = Annotated[int, typer.Option(help="Fresh processes before the first look; even.")]
+MostLaunches = Annotated[int, typer.Option(help="Fresh processes after which it cannot tell.")]
+Confirm = Annotated[bool, typer.Option(help="A failure needs a second set of launches that fails too.")]
+Out = Annotated[Path, typer.Option(help="Gets gate.json and samples.jsonl.")]
+Judge = Annotated[
+    Path | None, typer.Option(metavar="GATE.json", help="Judge a stored result by these options; measure nothing.")
+]
+SelfTest = Annotated[
+    bool, typer.Option("--self-test", help="Instead: how often this gate errs on this machine; about 2 minutes.")
+]
+Junit = Annotated[Path | None, typer.Option(metavar="FILE", help="JUnit XML.")]
+Markdown = Annotated[Path | None, typer.Option(metavar="FILE", help="A summary in markdown.")]
+Github = Annotated[bool, typer.Option("--github", help="Annotations, and the summary of the step, for GitHub Actions.")]
+GitlabMetrics = Annotated[Path | None, typer.Option(metavar="FILE", help="OpenMetrics text.")]
+BenchmarkJson = Annotated[Path | None, typer.Option(metavar="FILE", help="customSmallerIsBetter JSON.")]
+BencherJson = Annotated[Path | None, typer.Option(metavar="FILE", help="Bencher Metric Format.")]
 
 
 def gate(
-    baseline: Annotated[
-        Path | None, typer.Option(metavar="DIR|A.onnx", help="What to compare with: a promoted bundle, or a model.")
-    ] = None,
-    candidate: Annotated[Path | None, typer.Option(metavar="B.onnx", help="What may have become slower.")] = None,
-    anchor: Annotated[
-        Path | None, typer.Option(metavar="DIR|A.onnx", help="An older reference besides, such as the last release.")
-    ] = None,
-    inputs: Annotated[Path | None, typer.Option(help=_INPUTS_HELP)] = None,
-    batch: Annotated[list[int] | None, typer.Option(min=1, help="May be given several times. [8]")] = None,
+    baseline: Baseline = None,
+    candidate: Candidate = None,
+    anchor: Anchor = None,
+    inputs: Inputs = None,
+    batch: Batch = None,
     threads: Annotated[int, typer.Option(min=1)] = 1,
-    max_slowdown: Annotated[float, typer.Option(help="A slowdown of this share must be found.")] = 0.05,
-    max_accuracy_drop: Annotated[
-        float | None, typer.Option(help="Largest loss of top-1 accuracy, or of agreement where there are no labels.")
-    ] = None,
-    tolerance: Annotated[
-        float | None, typer.Option(help="Largest relative L2 difference of outputs. [what float32 rounding explains]")
-    ] = None,
-    quantum: Annotated[int | None, typer.Option(min=2, help="Ranks must be multiples of it.")] = None,
-    launches: Annotated[int, typer.Option(help="Fresh processes before the first look; even.")] = 6,
-    most_launches: Annotated[int, typer.Option(help="Fresh processes after which it cannot tell.")] = 12,
-    confirm: Annotated[bool, typer.Option(help="A failure needs a second set of launches that fails too.")] = True,
-    out: Annotated[Path, typer.Option(help="Gets gate.json and samples.jsonl.")] = Path("runs/gate"),
-    judge: Annotated[
-        Path | None, typer.Option(metavar="GATE.json", help="Judge a stored result by these options; measure nothing.")
-    ] = None,
-    self_test: Annotated[
-        bool, typer.Option("--self-test", help="Instead: how often this gate errs on this machine; about 2 minutes.")
-    ] = False,
+    max_slowdown: MaxSlowdown = 0.05,
+    max_accuracy_drop: MaxAccuracyDrop = None,
+    tolerance: Tolerance = None,
+    quantum: Quantum = None,
+    launches: Launches = 6,
+    most_launches: MostLaunches = 12,
+    confirm: Confirm = True,
+    out: Out = Path("runs/gate"),
+    judge: Judge = None,
+    self_test: SelfTest = False,
+    junit: Junit = None,
+    markdown: Markdown = None,
+    github: Github = False,
+    gitlab_metrics: GitlabMetrics = None,
+    benchmark_json: BenchmarkJson = None,
+    bencher_json: BencherJson = None,
     as_json: JsonOption = False,
 ) -> None:
     """Fail when CANDIDATE is slower than BASELINE: both are measured here, side by side, in fresh processes.
@@ -72,10 +102,39 @@ def gate(
         settings = {"batches": sizes, "threads": threads, "quantum": quantum}
         files = {"baseline": _given(baseline, "--baseline"), "anchor": anchor}
         result = _measured(files, _given(candidate, "--candidate"), inputs, settings, policy, out)
+    files = {"junit": junit, "markdown": markdown, "gitlab_metrics": gitlab_metrics}
+    _write_reports(result, {**files, "benchmark_json": benchmark_json, "bencher_json": bencher_json}, github=github)
     show(result, gate_table(result), as_json=as_json)
     code = 0 if result.decided_by == "baseline" else _EXIT_CODES[result.verdict]
     if code:
         raise typer.Exit(code)
+
+
+def _write_reports(result: GateResult, files: dict[str, Path | None], *, github: bool) -> None:
+    """Writes what CI systems read. Annotations go to stderr, which GitHub reads too, so that --json stays alone."""
+    import os
+    import sys
+
+    from lrd_deploy.files import write_text
+    from lrd_deploy.report.ci.bencher import bencher_json
+    from lrd_deploy.report.ci.github import annotations, append_step_summary, step_summary
+    from lrd_deploy.report.ci.github_benchmark import benchmark_json
+    from lrd_deploy.report.ci.gitlab import open_metrics
+    from lrd_deploy.report.ci.junit import junit_xml
+
+    formats = {
+        "junit": junit_xml,
+        "markdown": step_summary,
+        "gitlab_metrics": open_metrics,
+        "benchmark_json": benchmark_json,
+        "bencher_json": bencher_json,
+    }
+    for name, path in files.items():
+        if path is not None:
+            write_text(path, formats[name](result))
+    if github:
+        append_step_summary(result, os.environ)
+        sys.stderr.write(annotations(result))
 
 
 def _measured(

@@ -83,12 +83,14 @@ def _case_numbers(case: CaseVerdict) -> dict[str, float | int | str]:
 
 
 def _of_outputs(result: GateResult) -> list[Finding]:
-    outputs = result.evidence.outputs
-    if outputs is None:
-        return []
-    problems = outputs_problems(outputs, result.policy)
-    numbers = outputs.model_dump(exclude={"refusal"}, exclude_none=True)
-    return [_checked("outputs", "accuracy", problems, _of_agreement(outputs), numbers)]
+    seen = {"outputs": result.evidence.outputs, "outputs against the anchor": result.evidence.anchor_outputs}
+    found = []
+    for name, outputs in seen.items():
+        if outputs is not None:
+            problems = outputs_problems(outputs, result.policy)
+            numbers = outputs.model_dump(exclude={"refusal"}, exclude_none=True)
+            found.append(_checked(name, "accuracy", problems, _of_agreement(outputs), numbers))
+    return found
 
 
 def _of_agreement(outputs: OutputEvidence) -> str:
