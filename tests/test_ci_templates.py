@@ -30,7 +30,7 @@ OPTIONS_TO_COME = {
     ("baseline", "promote"): "--candidate --inputs --gate --accept-regression --json",
     ("baseline", "history"): "--json",
 }
-CALL = re.compile(r"""lrd-deploy"?\s+(?P<verb>[a-z]+)(?:\s+(?P<second>[a-z]+))?(?P<rest>(?:[^\n]|\\\n)*)""")
+CALL = re.compile(r"""lrd-deploy"?\s+(?P<verb>[a-z]+)(?:\s+(?P<second>[a-z]+))?(?P<rest>(?:\\\n|[^\n])*)""")
 
 
 def parts_named(name, tree):
