@@ -21,7 +21,7 @@ ACTION = yaml.safe_load((ROOT / "action.yml").read_text())
 TEMPLATES = sorted((ROOT / "docs" / "ci").glob("*.yml"))
 PAGES = [ROOT / "docs" / "ci.md"]
 
-CALL = re.compile(r"""lrd-deploy"?\s+(?P<verb>[a-z]+)(?:\s+(?P<second>[a-z]+))?(?P<rest>(?:[^\n]|\\\n)*)""")
+CALL = re.compile(r"""lrd-deploy"?\s+(?P<verb>[a-z]+)(?:\s+(?P<second>[a-z]+))?(?P<rest>(?:\\\n|[^\n])*)""")
 
 
 def parts_named(name, tree):
