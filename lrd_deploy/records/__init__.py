@@ -25,8 +25,10 @@ from lrd_deploy.records.gate import (
 )
 from lrd_deploy.records.graphs import (
     Applied,
+    BuiltEngines,
     EngineArtifact,
     ExportedModel,
+    ExportedPair,
     NodeOrigin,
     OutputDifference,
     RewriteReport,
@@ -62,6 +64,7 @@ __all__ = [
     "SVD",
     "Applied",
     "BaselineManifest",
+    "BuiltEngines",
     "CalibratedLatencies",
     "CaseEvidence",
     "CaseVerdict",
@@ -74,6 +77,7 @@ __all__ = [
     "Environment",
     "Epoch",
     "ExportedModel",
+    "ExportedPair",
     "FactorisedWeight",
     "FrontPoint",
     "FrozenGroup",
