@@ -22,6 +22,7 @@ from lrd_deploy.report.canvas import (
 _SHADE = {"A": BLUE, "B": AMBER}
 _LONGEST, _LONGEST_NARROW = 44, 52
 _MOST_NAMED_PHASES = 20
+_LAYERS_PER_PLOT = 36
 
 
 def launch_ratios(comparison: Comparison) -> Plot:
@@ -85,36 +86,38 @@ def training_curves(dense: TrainedModel, lowrank: TrainedModel) -> Plot:
     return on_both_sheets("training", f"Test accuracy and loss over seconds of training: {ends}.", draw, titles)
 
 
-def layer_latencies(plan: RankPlan) -> Plot | None:
-    """Dense latency against the chosen form's, layer by layer; None where the plan measured nothing."""
-    layers = [layer for layer in plan.layers if layer.dense_latency_ms is not None]
-    if not layers:
-        return None
+def layer_latencies(plan: RankPlan) -> list[Plot]:
+    """Dense latency against the chosen form's, layer by layer, in plots of one scale that fit a printed page each."""
+    timed = [layer for layer in plan.layers if layer.dense_latency_ms is not None]
+    longest = max((layer.dense_latency_ms for layer in timed), default=0.0)
+    starts = range(0, len(timed), _LAYERS_PER_PLOT)
+    return [_layer_plot(start, timed[start : start + _LAYERS_PER_PLOT], longest) for start in starts]
+
+
+def _layer_plot(start: int, layers: list[PlannedLayer], longest_ms: float) -> Plot:
     titles = {f"layer{number}": [_layer_title(layer)] for number, layer in enumerate(layers)}
 
     def draw(sheet: Sheet) -> Any:
         figure, axes = new_axes(sheet, height=1.0 + (0.36 if sheet.is_narrow else 0.24) * len(layers))
-        rows = range(len(layers))
-        dense = [layer.dense_latency_ms for layer in layers]
         size = 0.42 if sheet.is_narrow else 0.74
-        bars = axes.barh(
-            rows, dense, facecolor=f"{DENSE}40", edgecolor=DENSE, linewidth=0.7, height=size, label="dense"
-        )  # fmt: skip
+        dense = [layer.dense_latency_ms for layer in layers]
+        outlined = {"facecolor": f"{DENSE}40", "edgecolor": DENSE, "linewidth": 0.7}
+        bars = axes.barh(range(len(layers)), dense, height=size, label="dense", **outlined)
         for number, bar in enumerate(bars):
             bar.set_gid(f"layer{number}")
-        lowrank = [(row, layer) for row, layer in enumerate(layers) if faster(layer)]
-        chosen = [layer.predicted_latency_ms for _, layer in lowrank]
-        axes.barh([row for row, _ in lowrank], chosen, color=LOWRANK, height=size / 2, label="low-rank as chosen")
+        lowrank = [(row, layer.predicted_latency_ms) for row, layer in enumerate(layers) if faster(layer)]
+        if lowrank:
+            axes.barh(*zip(*lowrank, strict=True), color=LOWRANK, height=size / 2, label="low-rank as chosen")
         _name_rows(axes, layers, sheet)
         axes.set_ylim(len(layers) - 0.5, -0.9)
-        axes.set_xlim(right=1.16 * max(dense))
+        axes.set_xlim(0, 1.16 * longest_ms)
         axes.tick_params(axis="y", length=0)
         axes.set_xlabel("ms")
         add_legend(figure, sheet)
         return figure
 
     label = f"Latency of {len(layers)} layers, dense and as chosen; the table of layers has the numbers."
-    return on_both_sheets("layers", label, draw, titles)
+    return on_both_sheets(f"layers{start}", label, draw, titles)
 
 
 def _interval(axes: Any, ratio: Ratio, height: float, color: str, text: str, sheet: Sheet) -> None:

@@ -166,7 +166,7 @@ def _run_part(folder: Path, record: RunRecord) -> dict[str, Any]:
         "short_name": short_name,
         "launches_plot": launch_ratios(comparison),
         "training_plot": training_curves(dense, lowrank) if lowrank.epochs else None,
-        "layers_plot": layer_latencies(plan),
+        "layer_plots": layer_latencies(plan),
         "dense_layers": dense_layers(plan),
         "skipped": skipped_rewrites(rewritten and rewritten.report),
         "refused": refused_engines(built),
@@ -183,6 +183,7 @@ def _study_part(study: RankStudy | None, plan: RankPlan) -> dict[str, Any]:
         "front_plot": front_plot(study, plan) if study else None,
         "staircases": staircase_plots(study) if study else [],
         "marks": form_marks(study) if study else [],
+        "distinct": len({layer.signature for layer in study.layers}) if study else 0,
         "shared": Counter(layer.signature for layer in study.layers) if study else {},
     }
 
@@ -213,4 +214,4 @@ def _recipe_yaml(folder: Path) -> str | None:
     if not path.is_file():
         return None
     recipe = json.loads(read_bytes(path))["recipe"]
-    return yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True, width=100)
+    return yaml.safe_dump(recipe, sort_keys=False, default_flow_style=None, allow_unicode=True, width=100)

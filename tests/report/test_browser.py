@@ -16,6 +16,7 @@ QUIET = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-backgroun
          "--disable-component-update", "--disable-sync"]  # fmt: skip
 PAGES = ("run", "both", "gate")
 SMALLEST_TEXT = 10  # CSS pixels
+PAPER_WIDTH, PAPER_HEIGHT = 695, 1016  # CSS pixels of A4 within the page's margins: 184 by 269 mm
 TEXT_CONTRAST, LARGE_TEXT_CONTRAST = 4.5, 3.0  # WCAG 2.2, 1.4.3 at level AA
 
 # The ratio of each text's colour to the ground behind it, with the text and whether it counts as large.
@@ -257,7 +258,7 @@ def test_every_text_stands_out_from_its_ground(opened, name, scheme):
 
 @pytest.mark.parametrize("name", PAGES)
 def test_on_paper_everything_is_open_and_nothing_is_cut_off(opened, name):
-    page = opened(name, width=703, color_scheme="dark")  # A4 within its margins, 186 mm
+    page = opened(name, width=PAPER_WIDTH, color_scheme="dark")
     page.emulate_media(media="print")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     hidden = (
@@ -266,6 +267,8 @@ def test_on_paper_everything_is_open_and_nothing_is_cut_off(opened, name):
     assert page.eval_on_selector_all("details", hidden) == 0
     cut = "all => all.filter((e) => e.scrollWidth > e.clientWidth + 1).map((e) => e.ariaLabel)"
     assert page.eval_on_selector_all(".scroll, pre", cut) == []
-    assert page.evaluate("document.documentElement.scrollWidth") <= 703
+    assert page.evaluate("document.documentElement.scrollWidth") <= PAPER_WIDTH
+    heights = page.eval_on_selector_all("figure", "all => all.map((e) => e.getBoundingClientRect().height)")
+    assert max(heights) <= PAPER_HEIGHT
     for unwanted in (".skip", "nav", ".filter", ".plot.narrow"):
         assert not any(found.is_visible() for found in page.locator(unwanted).all())

@@ -9,7 +9,7 @@ from tests.report.folders import HOSTILE, OUTPUTS, PARITY, gate_result, write_ga
 
 
 def shown(renderable, **options):
-    console = Console(width=300, highlight=False, **options)
+    console = Console(**{"width": 300, "highlight": False} | options)
     with console.capture() as capture:
         console.print(renderable)
     return capture.get()
@@ -64,6 +64,16 @@ def test_the_terminal_says_the_verdict_first_then_the_cases_then_why():
     assert "6 + 6" in case
     assert "PASS" in other
     assert text.index("batch 1") < text.index("because batch 8: slower") < text.index("warning: busy")
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_no_number_is_broken_where_the_terminal_is_narrow(width):
+    result = gate_result("INCONCLUSIVE")
+    text = shown(gate_table(result), width=width)
+    assert text.splitlines()[0].startswith("INCONCLUSIVE")
+    cases = text[text.index("batch 8") : text.index("because")]
+    for cell in gate_wording.case_rows(result)[0]:
+        assert cell in cases
 
 
 def test_a_pipe_gets_plain_text_and_a_terminal_colours():

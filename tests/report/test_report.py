@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 import yaml
@@ -8,6 +9,7 @@ from lrd_deploy.pipeline.workspace import StoredRecipe
 from lrd_deploy.recipe import load_recipe, parse_recipe
 from lrd_deploy.records import Comparison, Pair, RankPlan, RunRecord
 from lrd_deploy.report import wording
+from lrd_deploy.report.figures import layer_latencies
 from lrd_deploy.report.html import render, write_report
 from lrd_deploy.report.terminal import comparison_table, plan_table, run_summary
 from tests.report.folders import HOSTILE, write_run
@@ -41,6 +43,18 @@ def test_every_figure_is_on_the_page_once_for_each_width(folder):
     assert page.count('class="plot wide"') == 4  # launches, training, front, layers
     assert page.count('class="plot narrow"') == 4
     assert page.count('<div class="small-plots"><figure>') == 1
+
+
+def test_many_layers_are_drawn_in_plots_of_one_scale_that_fit_a_printed_page(folder):
+    plan = RankPlan.read(folder / "plan.json")
+    layer = next(layer for layer in plan.layers if layer.dense_latency_ms)
+    plots = layer_latencies(plan.model_copy(update={"layers": (layer,) * 80}))
+    assert [plot.label.split()[2] for plot in plots] == ["36", "36", "8"]
+    assert len({plot.name for plot in plots}) == 3
+    for plot in plots:
+        width, height = map(float, re.search(r'viewBox="0 0 (\S+) (\S+)"', plot.wide).groups())
+        assert height / width <= 269 / 184  # A4 within the page's margins
+    assert layer_latencies(plan.model_copy(update={"layers": ()})) == []
 
 
 def test_the_page_needs_no_network_and_runs_one_script_of_its_own(folder):
