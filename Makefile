@@ -13,7 +13,7 @@ test: $(VENV)/.installed-test
 	$(BIN)/pytest
 
 test-fast: $(VENV)/.installed-test
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow and not browser"
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -11,15 +11,16 @@ from lrd_deploy.cli.recipe_argument import JsonOption
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a finished run.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="The folder of a finished run, or of a gate's result as gate.json.")
+    ],
     as_json: JsonOption = False,
 ) -> None:
-    """Write the HTML page of a run again, and print its summary."""
+    """Write the HTML page of a run or of a gate again, and print its summary."""
     from lrd_deploy.cli.console import show
-    from lrd_deploy.records import RunRecord
-    from lrd_deploy.report.html import write_report
-    from lrd_deploy.report.terminal import run_summary
+    from lrd_deploy.report.html import stored_records, write_report
+    from lrd_deploy.report.summary import report_summary
 
-    write_report(folder)
-    record = RunRecord.read(folder / "run.json")
-    show(record, run_summary(record, str(folder)), as_json=as_json)
+    page = write_report(folder)
+    record, gate = stored_records(folder)
+    show(record or gate, report_summary(record, gate, page), as_json=as_json)

@@ -15,11 +15,11 @@ from lrd_deploy.files import write_text, write_whole
 from lrd_deploy.pipeline.training_stages import build_data, build_model, sources
 from lrd_deploy.pipeline.workspace import Workspace
 from lrd_deploy.records import (
+    BuiltEngines,
     Comparison,
-    EngineArtifact,
     ExportedModel,
+    ExportedPair,
     RankPlan,
-    Record,
     RewrittenModel,
     TrainedModel,
     TrainingSpeedup,
@@ -30,21 +30,6 @@ if TYPE_CHECKING:
 
 _INPUTS = "inputs.npz"
 _CHECKED_BATCHES = (1, 2, 7)
-
-
-class BuiltEngines(Record):
-    """Engines by "backend arm", and what a backend said where it refused."""
-
-    engines: dict[str, EngineArtifact]
-    refused: dict[str, str]
-
-
-class ExportedPair(Record):
-    """Both arms as ONNX, and real inputs to run them on."""
-
-    dense: ExportedModel
-    lowrank: ExportedModel
-    inputs: Path
 
 
 def export_stage(work: Workspace, dense: TrainedModel, lowrank: TrainedModel, plan: RankPlan) -> ExportedPair:

@@ -8,9 +8,6 @@ from pathlib import Path
 from lrd_deploy.errors import UsageError
 from lrd_deploy.observer import Observer, SilentObserver
 from lrd_deploy.pipeline.deployment_stages import (
-    BuiltEngines,
-    ExportedPair,
-    RewrittenModel,
     bench_stage,
     build_stage,
     export_stage,
@@ -21,10 +18,13 @@ from lrd_deploy.pipeline.training_stages import dense_stage, lowrank_stage, plan
 from lrd_deploy.pipeline.workspace import Workspace, open_workspace
 from lrd_deploy.recipe import Recipe
 from lrd_deploy.records import (
+    BuiltEngines,
     Comparison,
+    ExportedPair,
     KeepDense,
     Pair,
     RankPlan,
+    RewrittenModel,
     RunRecord,
     TrainedModel,
     TrainingSpeedup,

@@ -28,8 +28,10 @@ from lrd_deploy.records.gate import (
 )
 from lrd_deploy.records.graphs import (
     Applied,
+    BuiltEngines,
     EngineArtifact,
     ExportedModel,
+    ExportedPair,
     NodeOrigin,
     OutputDifference,
     RewriteReport,
@@ -67,6 +69,7 @@ __all__ = [
     "Applied",
     "BaselineHistory",
     "BaselineManifest",
+    "BuiltEngines",
     "CalibratedLatencies",
     "CaseEvidence",
     "CaseVerdict",
@@ -79,6 +82,7 @@ __all__ = [
     "Environment",
     "Epoch",
     "ExportedModel",
+    "ExportedPair",
     "FactorisedWeight",
     "FrontPoint",
     "FrozenGroup",

@@ -55,6 +55,14 @@ class ExportedModel(Record):
     difference: OutputDifference | None = None
 
 
+class ExportedPair(Record):
+    """Both arms as ONNX, and real inputs to run them on."""
+
+    dense: ExportedModel
+    lowrank: ExportedModel
+    inputs: Path
+
+
 class Applied(Record):
     """One rewrite that was done."""
 
@@ -101,3 +109,10 @@ class EngineArtifact(Record):
     target: str
     build_seconds: float
     size_bytes: int
+
+
+class BuiltEngines(Record):
+    """Engines by "backend arm", and what a backend said where it refused."""
+
+    engines: dict[str, EngineArtifact]
+    refused: dict[str, str]

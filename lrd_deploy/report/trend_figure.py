@@ -8,11 +8,10 @@ from math import ceil
 from typing import Any
 
 from lrd_deploy.records import Promotion
-from lrd_deploy.report.canvas import DENSE, INK, LOWRANK, as_svg, new_axes
+from lrd_deploy.report.canvas import BLUE, DENSE, INK, LOWRANK, WIDE, as_file, new_axes
 from lrd_deploy.report.ci.legible import legible
 from lrd_deploy.report.trend import Point, change_bounds, trend_points
 
-_DRIFT = "#2b8bd9"
 _MOST_DATES = 9
 _MARKS = {
     "PASS": {"marker": "o", "label": "passed"},
@@ -39,7 +38,7 @@ def trend(promotions: Sequence[Promotion]) -> str:
     points = trend_points(promotions)
     if not points:
         return ""
-    figure, plots = new_axes(width=8.0, height=6.0, rows=3)
+    figure, plots = new_axes(WIDE, height=6.0, rows=3)
     changes, drifts, times = plots.flat
     _draw_changes(changes, points)
     _draw_drift(drifts, points)
@@ -50,7 +49,7 @@ def trend(promotions: Sequence[Promotion]) -> str:
         plot.set_xlim(-0.5, len(points) - 0.5)
         plot.set_xticks([])
     _write_dates(times, points)
-    return as_svg(figure)
+    return as_file(figure)
 
 
 def _draw_changes(plot: Any, points: Sequence[Point]) -> None:
@@ -76,8 +75,8 @@ def _draw_drift(plot: Any, points: Sequence[Point]) -> None:
         low, middle, high = (
             [100 * getattr(point.drift, field) for point in stretch] for field in ("low", "change", "high")
         )
-        plot.fill_between(numbers, low, high, color=_DRIFT, alpha=0.2, linewidth=0)
-        plot.plot(numbers, middle, color=_DRIFT, marker="o", markersize=4)
+        plot.fill_between(numbers, low, high, color=BLUE, alpha=0.2, linewidth=0)
+        plot.plot(numbers, middle, color=BLUE, marker="o", markersize=4)
     plot.set_ylabel("drift, %")
     _widen(plot)
     _write_title(plot, "all changes multiplied, since the first promotion or the last that was not gated")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import floor, log10
+
 from lrd_deploy.records import Choice, KeepDense, Latency, Pair, RankPlan, Ratio, RunRecord
 
 
@@ -14,6 +17,13 @@ def speedup(ratio: Ratio) -> str:
 def milliseconds(value: float | None) -> str:
     """Returns three significant digits, or a dash."""
     return "–" if value is None else f"{value:.3g}"
+
+
+def aligned_milliseconds(values: Sequence[float | None]) -> list[str]:
+    """Returns a column with one number of decimals, such that the largest has three significant digits or more."""
+    largest = max((value for value in values if value), default=1.0)
+    decimals = max(0, 3 - max(0, floor(log10(largest)))) if largest > 0 else 3
+    return ["–" if value is None else f"{value:.{decimals}f}" for value in values]
 
 
 def count(value: float) -> str:
@@ -65,6 +75,27 @@ def comparison_rows(record: RunRecord) -> list[tuple[str, str, str, str]]:
             speedup(record.training_speedup),
         ),
     ]
+
+
+def run_tiles(record: RunRecord) -> list[tuple[str, str, str]]:
+    """Returns (quantity, low-rank's value, how it compares) for the four numbers beside the speedup."""
+    accuracy, training = record.accuracy, record.training_speedup
+    points = 100 * (accuracy.lowrank - accuracy.dense)
+    interval = f"interval {training.low:.2f} to {training.high:.2f}"
+    return [
+        ("Accuracy", f"{accuracy.lowrank:.2%}", f"{points:+.2f} points from {accuracy.dense:.2%}"),
+        ("Parameters", share(record.parameters), _from_to(record.parameters)),
+        ("MACs per sample", share(record.macs), _from_to(record.macs)),
+        (
+            "Training step",
+            f"{training.estimate:.2f}×",
+            interval if training.demonstrated else f"not demonstrated, {interval}",
+        ),
+    ]
+
+
+def _from_to(pair: Pair) -> str:
+    return f"{count(pair.dense)} → {count(pair.lowrank)}"
 
 
 def _pair_of_latencies(dense: Latency, lowrank: Latency, field: str) -> tuple[str, str]:

@@ -13,6 +13,7 @@ import yaml
 from lrd_deploy.bench.layer_graph import layer_graph
 from lrd_deploy.cli.main import GROUPS, VERBS, exit_code
 from lrd_deploy.records import SVD, KeepDense, LayerSignature
+from tests.report.folders import write_gate, write_run
 
 SIGNATURE = LayerSignature(kind="linear", in_channels=16, out_channels=16)
 
@@ -199,6 +200,21 @@ def test_run_ends_with_a_record_a_page_and_onnx_files(call, tiny_recipe, tmp_pat
     code, text, _ = call("report", out)
     assert code == 0
     assert "A/A control" in text
+
+
+def test_a_folder_with_a_gate_s_result_alone_has_a_report_too(call, tmp_path):
+    write_gate(tmp_path, "FAIL")
+    code, text, _ = call("report", tmp_path)
+    assert code == 0  # the report was written; the verdict's own exit code is the gate's
+    assert text.startswith("FAIL  The candidate is slower")
+    assert (tmp_path / "report.html").is_file()
+    code, printed, _ = call("report", tmp_path, "--json")
+    assert json.loads(printed)["verdict"] == "FAIL"
+    write_run(tmp_path)
+    code, printed, _ = call("report", tmp_path, "--json")
+    assert json.loads(printed)["recipe"] == "digits"
+    (tmp_path / "gate.json").write_text("{")
+    assert refused(call("report", tmp_path), "gate.json' as GateResult")
 
 
 def test_a_rewrite_that_fails_leaves_the_target_and_the_source_alone(call, factors, monkeypatch):
