@@ -56,11 +56,12 @@ class ExportedModel(Record):
 
 
 class Applied(Record):
-    """One rewrite that was done."""
+    """One rewrite that was done. `relative_error` is what a truncation took from the layer's weight."""
 
     rule: str
     node: str
     change: str
+    relative_error: float | None = None
 
 
 class Skipped(Record):
@@ -72,7 +73,7 @@ class Skipped(Record):
 
 
 class RewriteReport(Record):
-    """What a list of rules did to a graph. `max_abs_difference` is None until the outputs were compared."""
+    """What a list of rules did to a graph. The differences are None until the outputs were compared."""
 
     path: Path
     sha256: str
@@ -80,6 +81,7 @@ class RewriteReport(Record):
     applied: tuple[Applied, ...]
     skipped: tuple[Skipped, ...]
     max_abs_difference: float | None = None
+    relative_l2_difference: float | None = None
 
 
 class RewrittenModel(Record):

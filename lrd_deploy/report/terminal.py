@@ -131,9 +131,17 @@ def rewrite_table(report: RewriteReport) -> RenderableType:
     """What was done and what was not."""
     rows = [(entry.rule, entry.node, entry.change) for entry in report.applied]
     rows += [(entry.rule, entry.node, f"skipped: {entry.reason}") for entry in report.skipped]
-    difference = "" if report.max_abs_difference is None else f"; largest difference {report.max_abs_difference:.1e}"
-    summary = f"{len(report.applied)} rewritten, {len(report.skipped)} skipped{difference}"
+    summary = f"{len(report.applied)} rewritten, {len(report.skipped)} skipped{_moved(report)}"
     return Group(table(("rule", "node", "change"), rows), summary) if rows else Group("no factors found; " + summary)
+
+
+def _moved(report: RewriteReport) -> str:
+    if report.max_abs_difference is None:
+        return ""
+    return (
+        f"; largest difference of the outputs {report.max_abs_difference:.1e}, "
+        f"relative L2 {report.relative_l2_difference:.1e}"
+    )
 
 
 def checkpoint_table(report: CheckpointReport) -> RenderableType:

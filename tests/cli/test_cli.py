@@ -96,6 +96,39 @@ def test_rewrite_pads_and_merges_and_the_outputs_stay(call, factors, tmp_path):
     assert call("verify", tmp_path / "p.onnx", tmp_path / "m.onnx")[0] == 0
 
 
+def test_truncation_says_what_it_cost_and_fails_beyond_what_is_allowed(call, factors, tmp_path):
+    out = tmp_path / "t.onnx"
+    code, printed, _ = call("rewrite", factors, "-o", out, "--mode", "truncate", "--quantum", 4, "--json")
+    report = json.loads(printed)
+    assert code == 0
+    assert report["applied"][0]["relative_error"] > 0.01
+    assert report["relative_l2_difference"] > 0.01
+    assert call("rewrite", factors, "-o", out, "--mode", "truncate", "--quantum", 4, "--max-error", 0.9)[0] == 0
+    before = out.read_bytes()
+    limited = ("rewrite", factors, "-o", out, "--mode", "truncate", "--quantum", 4, "--max-error", 0.01)
+    assert refused(call(*limited), "outputs that differ by", "at most 0.01, as --max-error says")
+    assert out.read_bytes() == before
+
+
+def test_balancing_keeps_the_outputs_to_the_last_bit(call, factors, tmp_path):
+    model = onnx.load(factors)
+    weight = model.graph.initializer[0]
+    weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * np.float32(1024), weight.name))
+    onnx.save(model, factors)
+    code, printed, _ = call("rewrite", factors, "-o", tmp_path / "b.onnx", "--mode", "balance", "--json")
+    report = json.loads(printed)
+    assert code == 0
+    assert report["modified"]
+    assert report["max_abs_difference"] == 0.0
+
+
+def test_outputs_are_compared_on_inputs_that_are_given(call, factors, tmp_path):
+    np.savez(tmp_path / "x.npz", x=np.zeros((3, 16), np.float32))
+    arguments = ("rewrite", factors, "-o", tmp_path / "t.onnx", "--mode", "truncate", "--quantum", 4)
+    report = json.loads(call(*arguments, "--inputs", tmp_path / "x.npz", "--json")[1])
+    assert report["relative_l2_difference"] < 1e-6  # a bias is all that is left, and it is kept
+
+
 def test_verify_is_1_when_outputs_differ(call, factors, tmp_path):
     onnx.save(layer_graph(SIGNATURE, KeepDense()), tmp_path / "other.onnx")
     code, out, _ = call("verify", factors, tmp_path / "other.onnx", "--json")
@@ -131,7 +164,10 @@ def test_a_file_that_is_no_model_is_refused_by_every_verb(call, tmp_path, verb, 
 
 def test_bad_options_are_refused_with_what_is_accepted(call, factors, tmp_path):
     out = tmp_path / "o.onnx"
-    assert refused(call("rewrite", factors, "-o", out, "--mode", "guess"), "or --mode merge without one")
+    assert refused(
+        call("rewrite", factors, "-o", out, "--mode", "guess"), "--mode truncate with --quantum, --max-error"
+    )
+    assert refused(call("rewrite", factors, "-o", out, "--mode", "merge", "--quantum", 8), "leave out --quantum")
     assert refused(call("build", factors, "-o", out, "--backend", "tvm"), "one of: onnxruntime, tensorrt, tensorrt-rtx")
     assert refused(call("build", factors, "-o", out, "--min-batch", 9), "min ≤ opt ≤ max")
     assert refused(call("report", tmp_path), "no run.json in it")
