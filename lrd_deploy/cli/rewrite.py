@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +12,8 @@ from lrd_deploy.cli.recipe_argument import JsonOption
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from lrd_deploy.engines.backend import Arrays
+    from lrd_deploy.records import RewriteReport
     from lrd_deploy.rewrite.rule import Rule
 
 _OPTIONS: Mapping[str, Sequence[str]] = {
@@ -19,6 +21,7 @@ _OPTIONS: Mapping[str, Sequence[str]] = {
     "truncate": ("quantum", "max_error"),
     "merge": (),
     "balance": (),
+    "auto": ("quantum", "max_error", "table", "batch", "threads"),
 }
 
 
@@ -29,15 +32,27 @@ def rewrite(
         str,
         typer.Option(
             help="pad: ranks up to the quantum, with zeros. truncate: down to it, losing the least. "
-            "merge: factors back into one node. balance: factors to one scale, before FP16."
+            "merge: factors back into one node. balance: factors to one scale, before FP16. "
+            "auto: whichever of keep, pad, truncate and merge is fastest, as measured in ONNX Runtime."
         ),
     ] = "pad",
     quantum: Annotated[
-        int | None, typer.Option(min=1, help="With pad and truncate: ranks become multiples of this. [16]")
+        int | None,
+        typer.Option(min=1, help="Ranks become multiples of this. [16; with auto 8, 16, 32 and 64 are tried]"),
     ] = None,
     max_error: Annotated[
-        float | None, typer.Option(min=0.0, help="With truncate: fail where outputs move by more (relative L2).")
+        float | None,
+        typer.Option(
+            min=0.0,
+            help="Relative L2 by which outputs may move. With truncate it fails beyond. [any] "
+            "With auto, ranks are truncated only within it. [none]",
+        ),
     ] = None,
+    table: Annotated[
+        Path | None, typer.Option(help="With auto: latencies measured before, and where new ones are kept.")
+    ] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="With auto: the deployed batch. [8]")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="With auto: the deployed threads. [1]")] = None,
     inputs: Annotated[
         Path | None, typer.Option(help="An .npz file of real inputs to compare outputs on. [random]")
     ] = None,
@@ -49,13 +64,28 @@ def rewrite(
     from lrd_deploy.pipeline.rewriting import OutputsMayMove, OutputsStay, rewrite_model
     from lrd_deploy.report.terminal import rewrite_table
 
-    given = {name: value for name, value in (("quantum", quantum), ("max_error", max_error)) if value is not None}
-    _check_options(mode, given)
+    asked = {"quantum": quantum, "max_error": max_error, "table": table, "batch": batch, "threads": threads}
+    _check_options(mode, {name: value for name, value in asked.items() if value is not None})
     sizes = (1, 2, 7)
     batches = stored_batches(inputs, sizes) if inputs else random_batches(model, sizes)
-    allowed = OutputsMayMove(max_error) if mode == "truncate" else OutputsStay()
-    report = rewrite_model(model, [_rule(mode, quantum or 16)], output, batches, allowed).report
+    if mode == "auto":
+        report = _enforced(model, output, batches, asked)
+    else:
+        allowed = OutputsMayMove(max_error) if mode == "truncate" else OutputsStay()
+        report = rewrite_model(model, [_rule(mode, quantum or 16)], output, batches, allowed).report
     show(report, rewrite_table(report), as_json=as_json)
+
+
+def _enforced(model: Path, output: Path, batches: Sequence[Arrays], asked: Mapping[str, Any]) -> RewriteReport:
+    from lrd_deploy.cli.console import ConsoleObserver
+    from lrd_deploy.export.onnx_file import read_model
+    from lrd_deploy.pipeline.enforcing import QUANTA, Goal, enforce_ranks
+    from lrd_deploy.pipeline.onnx_bench import chain_latencies, deployed_bench
+
+    bench = deployed_bench(read_model(model), asked["batch"], asked["threads"])
+    goal = Goal((asked["quantum"],) if asked["quantum"] else QUANTA, asked["max_error"])
+    with ConsoleObserver() as observer, chain_latencies(asked["table"], bench, observer) as latency:
+        return enforce_ranks(model, output, batches, goal, latency, bench).report
 
 
 def _rule(mode: str, quantum: int) -> Rule:

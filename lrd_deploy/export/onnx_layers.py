@@ -70,7 +70,7 @@ class _Values:
         initializers = {tensor.name: tensor for tensor in model.graph.initializer}
         constants = {name: tensor for name, tensor in initializers.items() if name not in inputs}
         constants |= _constant_nodes(model.graph)
-        return cls(constants, _fixed(model.graph, constants), inputs & initializers.keys(), _inferred_shapes(model))
+        return cls(constants, _fixed(model.graph, constants), inputs & initializers.keys(), inferred_shapes(model))
 
 
 def _constant_nodes(graph: GraphProto) -> dict[str, TensorProto]:
@@ -94,8 +94,12 @@ def _fixed(graph: GraphProto, constants: Iterable[str]) -> set[str]:
     return fixed
 
 
-def _inferred_shapes(model: ModelProto) -> dict[str, Shape]:
-    """Shapes by value name, where the number of dimensions is known; a dimension that is not is a name."""
+def inferred_shapes(model: ModelProto) -> dict[str, Shape]:
+    """Returns shapes by value name, where the number of dimensions is known; a dimension that is not is a name.
+
+    Raises:
+        InputError: the graph's shapes contradict each other.
+    """
     try:
         graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     except (onnx.shape_inference.InferenceError, EncodeError, ValueError) as exc:

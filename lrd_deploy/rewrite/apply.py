@@ -44,13 +44,25 @@ def apply_rules(
 ) -> tuple[ModelProto, tuple[Applied, ...], tuple[Skipped, ...]]:
     """Returns the new model, what was done and what was not; a model that no rule changes comes back as it was."""
     _refuse_overridable_initializers(model)
-    named = ModelProto()
-    named.CopyFrom(model)
-    _name_nodes_(named.graph)
+    named = _named(model)
     with _quiet_graphsurgeon():
         graph = gs.import_onnx(named)
         applied, skipped = _apply_(graph, rules)
         return (_exported(graph, named) if applied else model), applied, skipped
+
+
+def graph_of(model: ModelProto) -> gs.Graph:
+    """Returns the graph as rules get to see it, every node with a name of its own; to look at, not to change."""
+    _refuse_overridable_initializers(model)
+    with _quiet_graphsurgeon():
+        return gs.import_onnx(_named(model))
+
+
+def _named(model: ModelProto) -> ModelProto:
+    named = ModelProto()
+    named.CopyFrom(model)
+    _name_nodes_(named.graph)
+    return named
 
 
 @contextmanager

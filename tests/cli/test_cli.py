@@ -110,6 +110,26 @@ def test_truncation_says_what_it_cost_and_fails_beyond_what_is_allowed(call, fac
     assert out.read_bytes() == before
 
 
+def test_ranks_are_enforced_by_latencies_that_are_measured_once(call, factors, tmp_path):
+    table, out = tmp_path / "kept" / "t.jsonl", tmp_path / "o.onnx"
+    code, printed, _ = call("rewrite", factors, "-o", out, "--mode", "auto", "--table", table, "--batch", 2, "--json")
+    report = json.loads(printed)
+    assert code == 0
+    (decision, *_) = report["enforced"]["decisions"]
+    assert {"keep", "pad", "merge"} == {option["action"] for option in decision["options"]}
+    assert (report["enforced"]["batch"], report["enforced"]["threads"]) == (2, 1)
+    rows = table.read_bytes()
+    again = tmp_path / "again.onnx"
+    code, printed, _ = call("rewrite", out, "-o", again, "--mode", "auto", "--table", table, "--batch", 2, "--json")
+    assert code == 0
+    assert json.loads(printed)["modified"] is False
+    assert again.read_bytes() == out.read_bytes()
+    assert table.read_bytes() == rows
+    code, printed, _ = call("rewrite", factors, "-o", again, "--mode", "auto", "--table", table, "--batch", 2)
+    assert code == 0
+    assert "latencies in onnxruntime, batch 2, threads 1" in printed
+
+
 def test_balancing_keeps_the_outputs_to_the_last_bit(call, factors, tmp_path):
     model = onnx.load(factors)
     weight = model.graph.initializer[0]
@@ -168,6 +188,9 @@ def test_bad_options_are_refused_with_what_is_accepted(call, factors, tmp_path):
         call("rewrite", factors, "-o", out, "--mode", "guess"), "--mode truncate with --quantum, --max-error"
     )
     assert refused(call("rewrite", factors, "-o", out, "--mode", "merge", "--quantum", 8), "leave out --quantum")
+    assert refused(
+        call("rewrite", factors, "-o", out, "--batch", 8), "--mode auto with --quantum, --max-error, --table"
+    )
     assert refused(call("build", factors, "-o", out, "--backend", "tvm"), "one of: onnxruntime, tensorrt, tensorrt-rtx")
     assert refused(call("build", factors, "-o", out, "--min-batch", 9), "min ≤ opt ≤ max")
     assert refused(call("report", tmp_path), "no run.json in it")
