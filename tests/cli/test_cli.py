@@ -10,9 +10,10 @@ import onnx
 import pytest
 import yaml
 
+from lrd_deploy.bench.latency_table import Conditions, LatencyRow, LatencyTable
 from lrd_deploy.bench.layer_graph import layer_graph
 from lrd_deploy.cli.main import GROUPS, VERBS, exit_code
-from lrd_deploy.records import SVD, KeepDense, LayerSignature
+from lrd_deploy.records import SVD, Environment, KeepDense, LayerSignature
 
 SIGNATURE = LayerSignature(kind="linear", in_channels=16, out_channels=16)
 
@@ -110,24 +111,53 @@ def test_truncation_says_what_it_cost_and_fails_beyond_what_is_allowed(call, fac
     assert out.read_bytes() == before
 
 
-def test_ranks_are_enforced_by_latencies_that_are_measured_once(call, factors, tmp_path):
-    table, out = tmp_path / "kept" / "t.jsonl", tmp_path / "o.onnx"
-    code, printed, _ = call("rewrite", factors, "-o", out, "--mode", "auto", "--table", table, "--batch", 2, "--json")
+def latencies(path, batch, milliseconds):
+    """A table of another machine, with these latencies of the layer that `factors` holds."""
+    conditions = Conditions(backend="onnxruntime", batch=batch, threads=1, fingerprint="elsewhere")
+    there = Environment(fingerprint="elsewhere", cpu="other", cores=2, system="s", python="3", packages={})
+    table = LatencyTable(environments={"elsewhere": there})
+    for choice, latency_ms in milliseconds.items():
+        table.add(
+            LatencyRow(
+                conditions=conditions,
+                signature=SIGNATURE,
+                choice=choice,
+                latency_ms=latency_ms,
+                spread=0.0,
+                settled=True,
+                samples=9,
+            )
+        )
+    return table.write(path)
+
+
+def test_ranks_are_enforced_by_the_latencies_of_a_table(call, factors, tmp_path):
+    milliseconds = {SVD(rank=6): 3.0, SVD(rank=8): 1.0, SVD(rank=16): 2.0, KeepDense(): 4.0}
+    table, out = latencies(tmp_path / "t.jsonl", 2, milliseconds), tmp_path / "o.onnx"
+    auto = ("--mode", "auto", "--table", table, "--batch", 2)
+    code, printed, _ = call("rewrite", factors, "-o", out, *auto, "--json")
     report = json.loads(printed)
     assert code == 0
-    (decision, *_) = report["enforced"]["decisions"]
-    assert {"keep", "pad", "merge"} == {option["action"] for option in decision["options"]}
+    assert [(entry["rule"], entry["change"]) for entry in report["applied"]] == [("pad_rank", "rank 6 is padded to 8")]
     assert (report["enforced"]["batch"], report["enforced"]["threads"]) == (2, 1)
-    rows = table.read_bytes()
-    again = tmp_path / "again.onnx"
-    code, printed, _ = call("rewrite", out, "-o", again, "--mode", "auto", "--table", table, "--batch", 2, "--json")
+    code, printed, _ = call("rewrite", out, "-o", tmp_path / "again.onnx", *auto, "--json")
     assert code == 0
     assert json.loads(printed)["modified"] is False
-    assert again.read_bytes() == out.read_bytes()
-    assert table.read_bytes() == rows
-    code, printed, _ = call("rewrite", factors, "-o", again, "--mode", "auto", "--table", table, "--batch", 2)
+    assert (tmp_path / "again.onnx").read_bytes() == out.read_bytes()
+    code, printed, _ = call("rewrite", factors, "-o", out, *auto)
     assert code == 0
-    assert "latencies in onnxruntime, batch 2, threads 1" in printed
+    assert "latencies in onnxruntime, batch 2, threads 1, on other" in printed
+
+
+def test_ranks_are_enforced_by_what_is_measured_here_where_there_is_no_table(call, factors, tmp_path):
+    table = tmp_path / "kept" / "t.jsonl"
+    arguments = ("rewrite", factors, "-o", tmp_path / "o.onnx", "--mode", "auto", "--batch", 2, "--json")
+    code, printed, _ = call(*arguments, "--table", table)
+    assert code == 0
+    decision, *_ = json.loads(printed)["enforced"]["decisions"]
+    assert {"keep", "pad", "merge"} == {option["action"] for option in decision["options"]}
+    assert len(LatencyTable.read(table).rows) >= 4
+    assert call(*arguments)[0] == 0
 
 
 def test_balancing_keeps_the_outputs_to_the_last_bit(call, factors, tmp_path):
