@@ -15,7 +15,21 @@ from collections.abc import Sequence
 
 import typer
 
-from lrd_deploy.cli import bench, build, calibrate, decompose, doctor, export, plan, report, rewrite, run, train, verify
+from lrd_deploy.cli import (
+    bench,
+    build,
+    calibrate,
+    compress,
+    decompose,
+    doctor,
+    export,
+    plan,
+    report,
+    rewrite,
+    run,
+    train,
+    verify,
+)
 from lrd_deploy.errors import LrdError
 from lrd_deploy.version import __version__
 
@@ -27,6 +41,7 @@ VERBS = (
     ("train", train.train),
     ("export", export.export),
     ("decompose", decompose.decompose),
+    ("compress", compress.compress),
     ("rewrite", rewrite.rewrite),
     ("build", build.build),
     ("bench", bench.bench),

@@ -5,6 +5,7 @@ Paths inside a record are relative to the folder that holds the record.
 """
 
 from lrd_deploy.records.checkpoint import CheckpointReport, FactorisedWeight
+from lrd_deploy.records.compression import BiasCorrection, CompressedModel
 from lrd_deploy.records.environment import Environment
 from lrd_deploy.records.gate import (
     BaselineManifest,
@@ -66,6 +67,7 @@ __all__ = [
     "SVD",
     "Applied",
     "BaselineManifest",
+    "BiasCorrection",
     "CalibratedLatencies",
     "CaseEvidence",
     "CaseVerdict",
@@ -76,6 +78,7 @@ __all__ = [
     "CheckpointReport",
     "Choice",
     "Comparison",
+    "CompressedModel",
     "ControlReading",
     "EngineArtifact",
     "Environment",

@@ -201,13 +201,13 @@ def test_bench_prints_the_comparison(call, factors, tmp_path):
     assert len((tmp_path / "s.jsonl").read_text().splitlines()) == 4
 
 
-@pytest.mark.parametrize("verb", ["rewrite", "build", "verify", "bench"])
+@pytest.mark.parametrize("verb", ["compress", "rewrite", "build", "verify", "bench"])
 @pytest.mark.parametrize("content", [b"", b"rubbish", None])
 def test_a_file_that_is_no_model_is_refused_by_every_verb(call, tmp_path, verb, content):
     path = tmp_path / "m.onnx"
     if content is not None:
         path.write_bytes(content)
-    arguments = {"rewrite": ["-o", tmp_path / "o"], "build": ["-o", tmp_path / "o"]}.get(verb, [path])
+    arguments = ["-o", tmp_path / "o"] if verb in {"compress", "rewrite", "build"} else [path]
     assert refused(call(verb, path, *arguments), "m.onnx")
     assert not (tmp_path / "o").exists()
 
@@ -473,6 +473,37 @@ def test_an_onnx_file_is_planned_without_a_recipe(call, onnx_file, tmp_path):
 )
 def test_goals_that_make_no_sense_are_refused(call, onnx_file, arguments, reason):
     assert refused(call("plan", str(onnx_file), *arguments), reason)
+
+
+@pytest.mark.slow
+def test_an_onnx_file_is_compressed_without_training(call, onnx_file, tmp_path):
+    data, out = tmp_path / "data.npz", tmp_path / "fast.onnx"
+    np.savez(data, x=np.random.default_rng(0).standard_normal((40, 64, 12, 12)).astype(np.float32))
+    arguments = ("compress", onnx_file, "-o", out, "--target-speedup", 1.1, "--calibration-data", data, "--quick")
+    code, printed, err = call(*arguments, "--batch", 4, "--folder", tmp_path / "kept", "--json")
+    assert code == 0, err
+    done = json.loads(printed)
+    assert [layer["name"] for layer in done["layers"]] == ["conv"]
+    assert done["speedup"]["launches"] == 4
+    assert 0 < done["output_error"] < 1
+    assert (tmp_path / "kept" / "latency.jsonl").is_file()
+    assert call("verify", onnx_file, out, "--tolerance", 1)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--target-speedup", "2", "--max-error", "0.1"], "exactly one of"),
+        (["--target-speedup", "0.5"], "greater than 1"),
+        (["--max-error", "0"], "greater than 0"),
+        (["--calibration-data", "none.npz"], "none.npz"),
+        (["--table", "none.jsonl"], "none.jsonl"),
+    ],
+)
+def test_goals_of_a_compression_that_make_no_sense_are_refused(call, onnx_file, tmp_path, arguments, reason):
+    out = tmp_path / "o.onnx"
+    assert refused(call("compress", onnx_file, "-o", out, "--folder", tmp_path / "kept", *arguments), reason)
+    assert not out.exists()
 
 
 def test_options_of_an_onnx_file_are_refused_with_a_recipe(call, tiny_recipe):
