@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +70,7 @@ class _Values:
         initializers = {tensor.name: tensor for tensor in model.graph.initializer}
         constants = {name: tensor for name, tensor in initializers.items() if name not in inputs}
         constants |= _constant_nodes(model.graph)
+        constants |= _handed_on(model.graph, constants)
         return cls(constants, _fixed(model.graph, constants), inputs & initializers.keys(), inferred_shapes(model))
 
 
@@ -82,6 +83,21 @@ def _constant_nodes(graph: GraphProto) -> dict[str, TensorProto]:
         for attribute in node.attribute
         if attribute.name == "value"
     }
+
+
+def _handed_on(graph: GraphProto, constants: Mapping[str, TensorProto]) -> dict[str, TensorProto]:
+    """Constants behind Identity and Transpose nodes, which exporters put before shared and turned weights."""
+    found: dict[str, TensorProto] = {}
+    for node in graph.node:
+        source = (found.get(node.input[0]) or constants.get(node.input[0])) if node.input else None
+        if source is None or _is_elsewhere(source):
+            continue
+        if node.op_type == "Identity":
+            found[node.output[0]] = source
+        elif node.op_type == "Transpose":
+            axes = next((list(entry.ints) for entry in node.attribute if entry.name == "perm"), None)
+            found[node.output[0]] = numpy_helper.from_array(numpy_helper.to_array(source).transpose(axes))
+    return found
 
 
 def _fixed(graph: GraphProto, constants: Iterable[str]) -> set[str]:

@@ -109,7 +109,7 @@ def compress(
     dense = read_model(source)
     _check_writable(target)
     layers = survey_onnx(dense)
-    check_finite(layers)
+    check_finite([layer for layer in layers if layer.may_be_factorised])
     observer.note(f"running {samples.calibration_count} calibration samples")
     evidence = onnx_evidence(dense, layers, samples.calibration)
     planner = LatencyPlanner(layers, goal, measuring.latency, evidence)

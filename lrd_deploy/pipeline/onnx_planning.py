@@ -52,7 +52,7 @@ def plan_onnx(
     """
     graph = read_model(model)
     layers = survey_onnx(graph)
-    check_finite(layers)
+    check_finite([layer for layer in layers if layer.may_be_factorised])
     evidence = Evidence()
     if calibration_data is not None:
         observer.note(f"running the calibration data of '{calibration_data}'")

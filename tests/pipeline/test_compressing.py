@@ -195,6 +195,14 @@ def test_weights_that_are_not_finite_are_refused(run):
         run({"max_error": 0.1}, graph=graph)
 
 
+def test_a_layer_whose_weight_is_computed_stays_dense_and_the_others_do_not(run):
+    graph = network()
+    graph.graph.node[4].input[1] = "w3n"
+    graph.graph.node.insert(0, onnx.helper.make_node("Neg", ["w3"], ["w3n"], name="negated"))
+    done = run({"target_speedup": 1.3}, graph=graph)
+    assert {entry.node: entry.reason for entry in done.skipped}["three"] == "its weight is not a constant"
+
+
 def test_a_target_that_cannot_be_written_is_told_before_the_work(run, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match="writing"):

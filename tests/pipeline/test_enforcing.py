@@ -146,6 +146,7 @@ def test_a_file_truncated_within_an_error_is_not_truncated_again_within_it(enfor
     assert ranks(once) == [(96, 40), (40, 96)]
     assert {entry.key: entry.value for entry in once.metadata_props} == {GRANTED: repr(almost)}
     assert not enforce(once, times, Goal(max_error=almost))[1].modified
+    assert not enforce(once, times, Goal(max_error=almost / 2))[1].modified
     onwards, _ = enforce(once, times, Goal(max_error=2 * error))
     assert ranks(onwards) == [(96, 32), (32, 96)]
 

@@ -105,15 +105,19 @@ def test_balanced_factors_are_refused():
     assert refusals(model(DOWN, UP, weights=(("a", (3, 4)), ("b", (4, 3))))) == ["its factors are on one scale already"]
 
 
-def test_a_component_without_weight_is_left_alone():
+@pytest.mark.parametrize(("empty", "kept"), [(0, 1), (1, 0)], ids=["nothing writes it", "nothing reads it"])
+def test_a_component_without_weight_is_left_alone(empty, kept):
     graph = scaled(model(DOWN, UP, weights=PAIR), a=8)
-    array = numpy_helper.to_array(graph.graph.initializer[0]).copy()
-    array[1] = 0
-    graph.graph.initializer[0].CopyFrom(numpy_helper.from_array(array, "a"))
+    tensors = graph.graph.initializer
+    array = numpy_helper.to_array(tensors[empty]).copy()
+    (array if empty == 0 else array.T)[1] = 0
+    tensors[empty].CopyFrom(numpy_helper.from_array(array, tensors[empty].name))
     after, (applied,), _ = apply_rules(graph, [BalanceFactors()])
     assert applied.change.startswith("2 of 3 components scaled")
-    up = next(numpy_helper.to_array(tensor) for tensor in after.graph.initializer if "up" in tensor.name)
-    np.testing.assert_array_equal(up[:, 1], numpy_helper.to_array(graph.graph.initializer[1])[:, 1])
+    factor = ("fc.down", "fc.up")[kept]
+    (found,) = (numpy_helper.to_array(tensor) for tensor in after.graph.initializer if tensor.name.startswith(factor))
+    before = numpy_helper.to_array(tensors[kept])
+    np.testing.assert_array_equal(*((found[1], before[1]) if kept == 0 else (found[:, 1], before[:, 1])))
 
 
 def test_scaling_that_would_lose_digits_is_refused():
