@@ -159,7 +159,10 @@ def _enforced(model: ModelProto, goal: Goal, allowed: float, latency: LatencySou
         decisions += tuple(one.decision for one in (changes if decisions else decided))
         if not changes:
             break
-        model, done, _ = apply_rules(model, [one.rule for one in changes])
+        merges_last = sorted(changes, key=lambda one: one.decision.action == "merge")  # they may rename neighbours
+        model, done, _ = apply_rules(model, [one.rule for one in merges_last])
+        if not done:
+            break
         applied += done
         budget -= sum(one.loss for one in changes)
         truncated |= any(one.decision.action == "truncate" for one in changes)

@@ -40,7 +40,7 @@ def _row(layer: PlannedLayer, bias: BiasCorrection | None) -> tuple[str, ...]:
         choice_name(layer.choice),
         milliseconds(layer.predicted_latency_ms),
         f"{layer.predicted_error:.3f}" if layer.predicted_error else "",
-        f"{bias.mean_error_before:.3f} → {bias.mean_error_after:.3f}" if bias else "",
+        f"{bias.mean_error_before:.1e} → {bias.mean_error_after:.1e}" if bias else "",
         layer.reason,
     )
 

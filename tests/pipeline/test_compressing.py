@@ -51,8 +51,8 @@ class Timer:
         self.source = source
 
     def latencies_ms(self, plan):
-        layers = [layer for layer in plan.layers if layer.signature]
-        return dense_latency_of(self.source, layers), latency_of(self.source, plan)
+        sized = plan.model_copy(update={"layers": tuple(layer for layer in plan.layers if layer.signature)})
+        return dense_latency_of(self.source, sized.layers), latency_of(self.source, sized)
 
 
 def comparison(estimate, low=None, high=None):
