@@ -26,6 +26,24 @@ def random_batches(model: Path, batches: Sequence[int]) -> list[Batch]:
     Raises:
         InputError: the model is invalid, or fixes another batch.
     """
+    inputs = _random_inputs(model)
+    random = np.random.default_rng(0)
+    sizes = allowed_batches(inputs, batches)
+    return [{tensor.name: _random(tensor, size, random) for tensor in inputs} for size in sizes]
+
+
+def random_batches_of(model: Path, batch: int, count: int) -> list[Batch]:
+    """Returns so many different random batches of one size, which is the model's own where it fixes one.
+
+    Raises:
+        InputError: the model is invalid, or takes no numbers.
+    """
+    inputs, random = _random_inputs(model), np.random.default_rng(0)
+    size = allowed_batches(inputs, (batch,))[0]
+    return [{tensor.name: _random(tensor, size, random) for tensor in inputs} for _ in range(count)]
+
+
+def _random_inputs(model: Path) -> Sequence[TensorInfo]:
     inputs = graph_inputs(read_model(model))
     if not inputs or any(tensor.dtype in {"object", "unknown"} for tensor in inputs):
         raise InputError(
@@ -34,10 +52,7 @@ def random_batches(model: Path, batches: Sequence[int]) -> list[Batch]:
             accepted="at least one input, all of numbers",
             remedy="pass real inputs with --inputs, or compare another model",
         )
-    random = np.random.default_rng(0)
-    return [
-        {tensor.name: _random(tensor, size, random) for tensor in inputs} for size in allowed_batches(inputs, batches)
-    ]
+    return inputs
 
 
 def stored_batches(path: Path, batches: Sequence[int]) -> list[Batch]:

@@ -5,6 +5,7 @@ Paths inside a record are relative to the folder that holds the record.
 """
 
 from lrd_deploy.records.checkpoint import CheckpointReport, FactorisedWeight
+from lrd_deploy.records.compression import BiasCorrection, CompressedModel
 from lrd_deploy.records.environment import Environment
 from lrd_deploy.records.gate import (
     Against,
@@ -29,11 +30,15 @@ from lrd_deploy.records.gate import (
 from lrd_deploy.records.graphs import (
     Applied,
     BuiltEngines,
+    ChainAction,
+    ChainDecision,
+    ChainOption,
     EngineArtifact,
     ExportedModel,
     ExportedPair,
     NodeOrigin,
     OutputDifference,
+    RankEnforcement,
     RewriteReport,
     RewrittenModel,
     Skipped,
@@ -69,14 +74,19 @@ __all__ = [
     "Applied",
     "BaselineHistory",
     "BaselineManifest",
+    "BiasCorrection",
     "BuiltEngines",
     "CalibratedLatencies",
     "CaseEvidence",
     "CaseVerdict",
+    "ChainAction",
+    "ChainDecision",
+    "ChainOption",
     "ChannelSVD",
     "CheckpointReport",
     "Choice",
     "Comparison",
+    "CompressedModel",
     "ControlReading",
     "EngineArtifact",
     "Environment",
@@ -103,6 +113,7 @@ __all__ = [
     "ParityEvidence",
     "PlannedLayer",
     "Promotion",
+    "RankEnforcement",
     "RankPlan",
     "RankPoint",
     "RankStudy",
