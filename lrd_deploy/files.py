@@ -88,6 +88,20 @@ def write_folder_whole(folder: Path, fill: Callable[[Path], None]) -> Path:
     return folder
 
 
+def move_into_place(written: Path, target: Path) -> Path:
+    """Flushes a finished file or folder to disk and renames it to `target`: a file there is replaced, a folder is not.
+
+    Raises:
+        StorageError: the disk refuses, `target` is a folder with files in it, or is on another disk.
+    """
+    with storage_errors("writing", target):
+        for file in (path for path in written.rglob("*") if path.is_file()) if written.is_dir() else (written,):
+            _flush_to_disk(file)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(written, target)
+    return target
+
+
 def remove_partial(folder: Path) -> None:
     """Removes what a killed process left half written anywhere below `folder`."""
     for leftover in list(folder.rglob(f"{_TEMPORARY}*")):

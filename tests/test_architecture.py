@@ -13,7 +13,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 HEAVY = {"torch", "transformers", "accelerate", "onnxruntime", "onnx", "onnx_graphsurgeon", "tensorrt", "tensorrt_rtx",
          "scipy", "matplotlib", "sklearn", "polygraphy", "pydantic", "numpy"}  # fmt: skip
 
-OPTIONAL = ("tensorrt", "tensorrt_rtx", "lightning", "pytorch_lightning")
+OPTIONAL = ("tensorrt", "tensorrt_rtx", "tritonclient", "lightning", "pytorch_lightning")
 
 
 def imported_by(code):
@@ -43,7 +43,9 @@ def test_the_errors_import_only_the_standard_library():
     assert {name for name in found if not name.startswith("_")} == {"lrd_deploy"}
 
 
-@pytest.mark.parametrize("module", ["ranks.choose", "bench.worker", "rewrite.apply", "report.html", "pipeline"])
+@pytest.mark.parametrize(
+    "module", ["ranks.choose", "bench.worker", "serving.worker", "rewrite.apply", "report.html", "pipeline"]
+)
 def test_what_needs_no_pytorch_does_not_import_it(module):
     assert "torch" not in imported_by(f"import lrd_deploy.{module}")
 

@@ -15,7 +15,21 @@ from collections.abc import Sequence
 
 import typer
 
-from lrd_deploy.cli import bench, build, calibrate, decompose, doctor, export, plan, report, rewrite, run, train, verify
+from lrd_deploy.cli import (
+    bench,
+    build,
+    calibrate,
+    decompose,
+    doctor,
+    export,
+    package,
+    plan,
+    report,
+    rewrite,
+    run,
+    train,
+    verify,
+)
 from lrd_deploy.errors import LrdError
 from lrd_deploy.version import __version__
 
@@ -31,6 +45,7 @@ VERBS = (
     ("build", build.build),
     ("bench", bench.bench),
     ("verify", verify.verify),
+    ("package", package.package),
     ("report", report.report),
     ("doctor", doctor.doctor),
 )

@@ -25,13 +25,21 @@ def random_batches(model: Path, batches: Sequence[int]) -> list[Batch]:
     Raises:
         InputError: the model is invalid, or fixes another batch.
     """
-    inputs = graph_inputs(read_model(model))
+    return random_inputs(graph_inputs(read_model(model)), batches, model)
+
+
+def random_inputs(inputs: Sequence[TensorInfo], batches: Sequence[int], model: Path) -> list[Batch]:
+    """Returns one random batch per size for these inputs, as `random_batches` does for a file.
+
+    Raises:
+        InputError: an input takes text, or there is none.
+    """
     if not inputs or any(tensor.dtype in {"object", "unknown"} for tensor in inputs):
         raise InputError(
             f"making inputs for '{model}'",
             found=", ".join(f"{tensor.name} ({tensor.dtype})" for tensor in inputs) or "a model without inputs",
             accepted="at least one input, all of numbers",
-            remedy="pass real inputs with --inputs, or compare another model",
+            remedy="pass real inputs with --inputs, or take another model",
         )
     random = np.random.default_rng(0)
     return [{tensor.name: _random(tensor, size, random) for tensor in inputs} for size in _allowed(inputs, batches)]
@@ -44,6 +52,12 @@ def stored_batches(path: Path, batches: Sequence[int]) -> list[Batch]:
         StorageError: the file cannot be read.
         InputError: it is no .npz file of plain arrays.
     """
+    arrays = stored_arrays(path)
+    return [{name: repeated(array, size) for name, array in arrays.items()} for size in batches]
+
+
+def stored_arrays(path: Path) -> Batch:
+    """Returns the arrays of an .npz file as they are, by input name; raises as `stored_batches` does."""
     with storage_errors("reading", path):
         try:
             with np.load(path, allow_pickle=False) as stored:
@@ -57,7 +71,7 @@ def stored_batches(path: Path, batches: Sequence[int]) -> list[Batch]:
                 accepted="an .npz file with one array per input, by name",
                 remedy="write it with numpy.savez(path, input_name=array)",
             ) from exc
-    return [{name: repeated(array, size) for name, array in arrays.items()} for size in batches]
+    return arrays
 
 
 def repeated(array: NDArray[np.generic], batch: int) -> NDArray[np.generic]:
