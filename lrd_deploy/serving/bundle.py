@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from lrd_deploy.bench.environment import environment
 from lrd_deploy.engines.inputs import Batch
-from lrd_deploy.errors import BackendError
+from lrd_deploy.errors import BackendError, InputError
 from lrd_deploy.files import write_text
 from lrd_deploy.records import (
+    BundleFile,
     BundleManifest,
     BundleSource,
     OutputDifference,
@@ -27,7 +28,13 @@ from lrd_deploy.serving.answers import Answers, answers_in_new_process, compare_
 from lrd_deploy.serving.labels import LABELS_NAME, Labels
 from lrd_deploy.serving.manifest import MANIFEST_NAME, described_files, files_of_version
 from lrd_deploy.serving.model_files import ModelFiles
-from lrd_deploy.serving.repository import choose_number, earlier_manifest, put_in_place, refuse_foreign
+from lrd_deploy.serving.repository import (
+    check_can_follow,
+    choose_number,
+    earlier_manifest,
+    put_in_place,
+    refuse_foreign,
+)
 from lrd_deploy.serving.tensors import ServedGraph
 from lrd_deploy.serving.triton_config import CONFIG_NAME, Backend, ServingSettings, config_text, model_config
 from lrd_deploy.serving.warmup import store_inputs, stored_batch
@@ -109,7 +116,7 @@ def stage(served: Served, staging: Path, repository: Path, wanted: int | None) -
 
     Raises:
         UsageError: the name or the number is taken by something else.
-        InputError: the warm-up inputs do not fit the model.
+        InputError: the warm-up inputs do not fit the model, or what was packaged earlier is not what it was.
         BackendError: the packaged model does not run, or answers otherwise.
         StorageError: a file cannot be read or written.
         MissingPackage: tritonclient is not installed.
@@ -126,11 +133,15 @@ def stage(served: Served, staging: Path, repository: Path, wanted: int | None) -
     write_text(staged / CONFIG_NAME, config_text(config))
     before = earlier_manifest(folder, staged)
     version = _described(served, number, batches, inputs)
-    _manifest(served, staged, version, None).write(staged / MANIFEST_NAME)  # the new process reads it
+    alone = _manifest(served, described_files(staged), version, None)
+    _check_copies(served, alone)
+    alone.write(staged / MANIFEST_NAME)  # the new process reads it
     if isinstance(served.reference, Reference):
         version = _checked(served.reference, staged, version, served.settings.threads)
-    after = _manifest(served, staged, version, before)
+    after = _manifest(served, described_files(staged, alone.files), version, before)
     after.write(staged / MANIFEST_NAME)
+    if before:
+        check_can_follow(folder, before, after)
     return StagedModel(staged, folder, number, before, after)
 
 
@@ -168,10 +179,25 @@ def _expected(reference: Reference, staged: Path, version: PackagedVersion, thre
     return [dict(reference.trained(stored_batch(staged, version.inputs, batch))) for batch in version.batches]
 
 
-def _manifest(served: Served, staged: Path, version: PackagedVersion, before: BundleManifest | None) -> BundleManifest:
+def _check_copies(served: Served, manifest: BundleManifest) -> None:
+    """Raises where a file is not the one whose digest was taken, and compared if it is code, before it was copied."""
+    copied = {file.path: file.sha256 for file in manifest.files}
+    for place, digest in served.files.digests.items():
+        if copied[f"{manifest.number}/{place}"] != digest:
+            raise InputError(
+                f"copying '{served.files.files[place]}'",
+                found="a file that changed while it was copied",
+                accepted="files that nobody writes to meanwhile",
+                remedy="package the model again",
+            )
+
+
+def _manifest(
+    served: Served, staged: Iterable[BundleFile], version: PackagedVersion, before: BundleManifest | None
+) -> BundleManifest:
     earlier = [one for one in (before.versions if before else ()) if one.number != version.number]
     kept = {file.path: file for one in earlier for file in files_of_version(one, before.files)}
-    files = kept | {file.path: file for file in described_files(staged)}
+    files = kept | {file.path: file for file in staged}
     versions = sorted([*earlier, version], key=lambda one: one.number)
     return BundleManifest(
         version=__version__,

@@ -13,16 +13,18 @@ from lrd_deploy.serving.warmup import WARMUP_FOLDER
 MANIFEST_NAME = "manifest.json"
 
 
-def described_files(folder: Path) -> tuple[BundleFile, ...]:
+def described_files(folder: Path, known: Iterable[BundleFile] = ()) -> tuple[BundleFile, ...]:
     """Returns every file below a model's folder but the manifest, in the order of their paths.
+
+    Args:
+        folder: of the model.
+        known: files that were described before, and have not changed since.
 
     Raises:
         StorageError: a file cannot be read.
     """
-    return tuple(
-        BundleFile(path=place, sha256=sha256_of(folder / place), size_bytes=(folder / place).stat().st_size)
-        for place in _places(folder)
-    )
+    done = {file.path: file for file in known}
+    return tuple(done.get(place) or _described(folder, place) for place in _places(folder))
 
 
 def file_problems(folder: Path, manifest: BundleManifest, also: BundleManifest | None = None) -> list[LrdError]:
@@ -64,6 +66,11 @@ def _places(folder: Path) -> list[str]:
         files = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
     places = sorted(path.relative_to(folder).as_posix() for path in files)
     return [place for place in places if place != MANIFEST_NAME]
+
+
+def _described(folder: Path, place: str) -> BundleFile:
+    path = folder / place
+    return BundleFile(path=place, sha256=sha256_of(path), size_bytes=path.stat().st_size)
 
 
 def _leaves(folder: Path, path: str) -> bool:

@@ -121,6 +121,17 @@ def earlier_manifest(folder: Path, staged: Path) -> BundleManifest | None:
     return manifest
 
 
+def check_can_follow(folder: Path, before: BundleManifest, after: BundleManifest) -> None:
+    """Refuses to add to a bundle whose files are not what was packaged, or what is about to be.
+
+    Raises:
+        InputError: earlier versions or the configuration were changed; all problems in one message.
+    """
+    problems = file_problems(folder, before, also=after)
+    if problems:
+        raise_all(f"adding to the bundle '{folder}'", problems)
+
+
 def put_in_place(staged: Path, folder: Path, number: int, before: BundleManifest | None, after: BundleManifest) -> bool:
     """Moves a checked model from the staging folder to its place; returns whether anything had to change.
 
@@ -135,15 +146,11 @@ def put_in_place(staged: Path, folder: Path, number: int, before: BundleManifest
         after: the manifest that will be there.
 
     Raises:
-        InputError: files of earlier versions, or the configuration, are not what was packaged.
         StorageError: the disk refuses.
     """
     if before is None:
         move_into_place(staged, folder)
         return True
-    problems = file_problems(folder, before, also=after)
-    if problems:
-        raise_all(f"adding to the bundle '{folder}'", problems)
     if before == after and not file_problems(folder, before):
         return False
     if not (folder / str(number)).exists():

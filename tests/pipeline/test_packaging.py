@@ -76,6 +76,16 @@ def test_both_arms_of_a_run_answer_as_their_pytorch_models_do(finished, tmp_path
 
 
 @pytest.mark.slow
+def test_of_two_models_neither_changes_where_one_cannot(finished, tmp_path):
+    package_run(finished, PackageRequest(tmp_path / "r", arms=("lowrank", "dense")))
+    (tmp_path / "r" / "tiny_dense" / "labels.txt").write_text("by hand")
+    before = sha256_of(tmp_path / "r")
+    with pytest.raises(InputError, match=r"'labels\.txt' has changed since"):
+        package_run(finished, PackageRequest(tmp_path / "r", arms=("lowrank", "dense"), instances=2))
+    assert sha256_of(tmp_path / "r") == before
+
+
+@pytest.mark.slow
 def test_a_model_that_is_not_of_the_runs_weights_is_not_packaged(run_folder, tmp_path):
     model = onnx.load(run_folder / "lowrank.onnx")
     weights = next(tensor for tensor in model.graph.initializer if len(tensor.dims) > 1)

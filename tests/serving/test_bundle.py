@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -368,3 +369,10 @@ def test_ctrl_c_leaves_nothing_behind(model, repository, monkeypatch):
         package_onnx(model, PackageRequest(repository))
     assert list(repository.parent.parent.iterdir()) == [model.parent]
     assert os.listdir(model.parent) == ["m.onnx"]
+
+
+def test_a_file_that_changes_while_it_is_copied_is_not_packaged(model, repository, monkeypatch):
+    monkeypatch.setattr(shutil, "copyfile", lambda _source, target: save(target, OTHER_WEIGHTS))
+    with pytest.raises(InputError, match="a file that changed while it was copied"):
+        package_onnx(model, PackageRequest(repository))
+    assert not repository.exists()
