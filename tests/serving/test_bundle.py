@@ -79,6 +79,14 @@ def test_other_settings_change_the_configuration_and_no_version(model, packaged,
     assert check_bundle(packaged).passed
 
 
+def test_other_inputs_replace_those_that_no_version_needs(model, packaged, repository):
+    np.savez(model.with_name("other.npz"), x=np.ones((1, 4), np.float32))
+    (again,) = package_onnx(model, PackageRequest(repository), model.with_name("other.npz")).models
+    assert (again.outcome, again.number) == ("updated", 1)
+    assert len(list((packaged / "warmup").iterdir())) == 2
+    assert check_bundle(packaged).passed
+
+
 def test_other_weights_become_the_next_version_and_the_first_stays(model, packaged, repository):
     first = (packaged / "1" / "model.onnx").read_bytes()
     save(model, OTHER_WEIGHTS)
@@ -313,7 +321,7 @@ def count(written, target):
     return move(written, target)
 
 repository.move_into_place = count
-package_onnx(Path(sys.argv[1]), PackageRequest(Path(sys.argv[2]), instances=2))
+package_onnx(Path(sys.argv[1]), PackageRequest(Path(sys.argv[2]), instances=2), Path(sys.argv[4]))
 """
 
 
@@ -321,7 +329,9 @@ package_onnx(Path(sys.argv[1]), PackageRequest(Path(sys.argv[2]), instances=2))
 @pytest.mark.parametrize("moves", range(5))
 def test_a_packaging_killed_at_any_move_is_completed_by_the_same_command(model, packaged, repository, moves):
     save(model, OTHER_WEIGHTS)
-    arguments = [sys.executable, "-c", KILLED, str(model), str(repository), str(moves)]
+    inputs = model.with_name("other.npz")
+    np.savez(inputs, x=np.ones((1, 4), np.float32))
+    arguments = [sys.executable, "-c", KILLED, str(model), str(repository), str(moves), str(inputs)]
     killed = subprocess.run(arguments, check=False, capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     read_config(packaged / "config.pbtxt")
@@ -330,7 +340,7 @@ def test_a_packaging_killed_at_any_move_is_completed_by_the_same_command(model, 
     named = [entry.input_data_file for warm in read_config(packaged / "config.pbtxt").model_warmup
              for entry in warm.inputs.values()]  # fmt: skip
     assert all((packaged / "warmup" / name).is_file() for name in named)
-    (again,) = package_onnx(model, PackageRequest(repository, instances=2)).models
+    (again,) = package_onnx(model, PackageRequest(repository, instances=2), inputs).models
     assert again.number == 2
     assert check_bundle(packaged).passed
     assert [path.name for path in repository.parent.iterdir()] == ["repository"]

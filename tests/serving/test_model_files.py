@@ -25,8 +25,9 @@ def test_weights_within_a_branch_and_a_constant_are_found():
     model = graph("g (bool c) => (float[1] y) { y = If (c) }")
     branch = onnx.helper.make_graph([onnx.helper.make_node("Constant", [], ["y"], value=tensor("b"))], "t", [], [])
     model.graph.node[0].attribute.append(onnx.helper.make_attribute("then_branch", branch))
+    model.graph.node[0].attribute.append(onnx.helper.make_attribute("more", [tensor("c"), tensor("c")]))
     model.graph.initializer.append(tensor("a"))
-    assert set(external_locations(model)) == {"a", "b"}
+    assert sorted(external_locations(model)) == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize("location", ["../weights.bin", "/etc/passwd", "a/../../w", "", ".", "a\\b", "model.onnx"])
