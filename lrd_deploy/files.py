@@ -81,9 +81,7 @@ def write_folder_whole(folder: Path, fill: Callable[[Path], None]) -> Path:
         temporary.mkdir(parents=True)
         try:
             fill(temporary)
-            for file in temporary.rglob("*"):
-                _flush_to_disk(file)
-            os.replace(temporary, folder)
+            move_into_place(temporary, folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return folder
@@ -116,6 +114,20 @@ def locked_folder(folder: Path, *, holder: str) -> Iterator[None]:
             ) from exc
         remove_partial(folder)
         yield
+
+
+def move_into_place(written: Path, target: Path) -> Path:
+    """Flushes a finished file or folder to disk and renames it to `target`: a file there is replaced, a folder is not.
+
+    Raises:
+        StorageError: the disk refuses, `target` is a folder with files in it, or is on another disk.
+    """
+    with storage_errors("writing", target):
+        for file in (path for path in written.rglob("*") if path.is_file()) if written.is_dir() else (written,):
+            _flush_to_disk(file)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(written, target)
+    return target
 
 
 def remove_partial(folder: Path) -> None:

@@ -13,7 +13,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 HEAVY = {"torch", "transformers", "accelerate", "onnxruntime", "onnx", "onnx_graphsurgeon", "tensorrt", "tensorrt_rtx",
          "scipy", "matplotlib", "sklearn", "polygraphy", "pydantic", "numpy"}  # fmt: skip
 
-OPTIONAL = ("tensorrt", "tensorrt_rtx", "lightning", "pytorch_lightning")
+OPTIONAL = ("tensorrt", "tensorrt_rtx", "tritonclient", "lightning", "pytorch_lightning")
 
 
 def imported_by(code):
@@ -48,6 +48,7 @@ def test_the_errors_import_only_the_standard_library():
     [
         "ranks.choose",
         "bench.worker",
+        "serving.worker",
         "rewrite.apply",
         "report.html",
         "pipeline",

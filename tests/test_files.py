@@ -3,7 +3,15 @@ import os
 import pytest
 
 from lrd_deploy.errors import InputError, MissingPackage, Problems, StorageError, UsageError, raise_all
-from lrd_deploy.files import read_bytes, remove_partial, sha256_of, write_folder_whole, write_text, write_whole
+from lrd_deploy.files import (
+    move_into_place,
+    read_bytes,
+    remove_partial,
+    sha256_of,
+    write_folder_whole,
+    write_text,
+    write_whole,
+)
 from lrd_deploy.records import SVD, RankPlan
 
 
@@ -31,6 +39,17 @@ def test_a_folder_is_whole_or_absent(tmp_path):
     assert list(tmp_path.iterdir()) == []
     write_folder_whole(tmp_path / "f", lambda folder: (folder / "a").write_text("whole"))
     assert (tmp_path / "f" / "a").read_text() == "whole"
+
+
+def test_what_is_finished_replaces_a_file_and_no_folder_with_content(tmp_path):
+    for name in ("made/a", "there/a"):
+        write_text(tmp_path / name, name)
+    with pytest.raises(StorageError, match=r"writing '.*there'"):
+        move_into_place(tmp_path / "made", tmp_path / "there")
+    move_into_place(tmp_path / "made" / "a", tmp_path / "there" / "a")
+    assert (tmp_path / "there" / "a").read_text() == "made/a"
+    move_into_place(tmp_path / "there", tmp_path / "new" / "place")
+    assert (tmp_path / "new" / "place" / "a").read_text() == "made/a"
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path):

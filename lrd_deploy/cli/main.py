@@ -25,6 +25,7 @@ from lrd_deploy.cli import (
     doctor,
     export,
     gate,
+    package,
     plan,
     report,
     rewrite,
@@ -49,6 +50,7 @@ VERBS = (
     ("bench", bench.bench),
     ("verify", verify.verify),
     ("gate", gate.gate),
+    ("package", package.package),
     ("report", report.report),
     ("doctor", doctor.doctor),
 )

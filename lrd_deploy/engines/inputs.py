@@ -26,9 +26,17 @@ def random_batches(model: Path, batches: Sequence[int]) -> list[Batch]:
     Raises:
         InputError: the model is invalid, or fixes another batch.
     """
-    inputs = _random_inputs(model)
-    random = np.random.default_rng(0)
-    sizes = allowed_batches(inputs, batches)
+    return random_inputs(graph_inputs(read_model(model)), batches, model)
+
+
+def random_inputs(inputs: Sequence[TensorInfo], batches: Sequence[int], model: Path) -> list[Batch]:
+    """Returns one random batch per size for these inputs, as `random_batches` does for a file.
+
+    Raises:
+        InputError: an input takes text, or there is none.
+    """
+    _check_numbers(inputs, model)
+    random, sizes = np.random.default_rng(0), allowed_batches(inputs, batches)
     return [{tensor.name: _random(tensor, size, random) for tensor in inputs} for size in sizes]
 
 
@@ -38,21 +46,10 @@ def random_batches_of(model: Path, batch: int, count: int) -> list[Batch]:
     Raises:
         InputError: the model is invalid, or takes no numbers.
     """
-    inputs, random = _random_inputs(model), np.random.default_rng(0)
-    size = allowed_batches(inputs, (batch,))[0]
+    inputs, random = graph_inputs(read_model(model)), np.random.default_rng(0)
+    _check_numbers(inputs, model)
+    (size,) = allowed_batches(inputs, (batch,))
     return [{tensor.name: _random(tensor, size, random) for tensor in inputs} for _ in range(count)]
-
-
-def _random_inputs(model: Path) -> Sequence[TensorInfo]:
-    inputs = graph_inputs(read_model(model))
-    if not inputs or any(tensor.dtype in {"object", "unknown"} for tensor in inputs):
-        raise InputError(
-            f"making inputs for '{model}'",
-            found=", ".join(f"{tensor.name} ({tensor.dtype})" for tensor in inputs) or "a model without inputs",
-            accepted="at least one input, all of numbers",
-            remedy="pass real inputs with --inputs, or compare another model",
-        )
-    return inputs
 
 
 def stored_batches(path: Path, batches: Sequence[int]) -> list[Batch]:
@@ -110,6 +107,16 @@ def allowed_batches(inputs: Sequence[TensorInfo], batches: Sequence[int]) -> Seq
     """Returns the sizes asked for, or the one that the first input fixes."""
     first = inputs[0].shape
     return (first[0],) if first and isinstance(first[0], int) else batches
+
+
+def _check_numbers(inputs: Sequence[TensorInfo], model: Path) -> None:
+    if not inputs or any(tensor.dtype in {"object", "unknown"} for tensor in inputs):
+        raise InputError(
+            f"making inputs for '{model}'",
+            found=", ".join(f"{tensor.name} ({tensor.dtype})" for tensor in inputs) or "a model without inputs",
+            accepted="at least one input, all of numbers",
+            remedy="pass real inputs with --inputs, or take another model",
+        )
 
 
 def _random(tensor: TensorInfo, batch: int, random: np.random.Generator) -> NDArray[np.generic]:

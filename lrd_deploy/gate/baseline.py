@@ -20,11 +20,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from lrd_deploy.errors import InputError
+from lrd_deploy.export.model_files import MODEL_NAME
 from lrd_deploy.files import remove_partial, sha256_of, write_folder_whole, write_text
 from lrd_deploy.records import BaselineManifest, Promotion
 
 MANIFEST = "manifest.json"
-MODEL = Path("model", "model.onnx")
+MODEL = Path("model", MODEL_NAME)
 INPUTS, OUTPUTS, HISTORY = Path("inputs.npz"), Path("outputs.npz"), Path("history.jsonl")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -11,7 +10,8 @@ import numpy as np
 from lrd_deploy.bench.environment import environment
 from lrd_deploy.engines.inputs import save_arrays
 from lrd_deploy.errors import InputError, UsageError
-from lrd_deploy.export.onnx_file import default_opset, graph_inputs, model_files, model_sha256, read_model
+from lrd_deploy.export.model_files import model_sha256, onnx_files, read_graph
+from lrd_deploy.export.onnx_file import default_opset, graph_inputs, read_model
 from lrd_deploy.gate.baseline import (
     INPUTS,
     MODEL,
@@ -115,13 +115,7 @@ def _promotion(digest: str, result: GateResult | None, reason: str | None) -> Pr
 
 def _stage(folder: Path, candidate: Path, samples: Samples) -> None:
     """Copies the model with its external data, and writes samples and outputs."""
-    source, *external = model_files(candidate)
-    (folder / MODEL).parent.mkdir()
-    shutil.copyfile(source, folder / MODEL)
-    for file in external:
-        target = folder / MODEL.parent / file.relative_to(candidate.parent)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, target)
+    onnx_files(candidate, read_graph(candidate)).copy_to(folder / MODEL.parent)
     labels = {} if samples.labels is None else {"labels": samples.labels}
     save_arrays(folder / INPUTS, {**samples.inputs, **labels})
     outputs = answers(folder / MODEL, samples)

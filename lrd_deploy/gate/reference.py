@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from lrd_deploy.engines.inputs import Batch, random_batches, stored_arrays
 from lrd_deploy.errors import InputError, UsageError
-from lrd_deploy.export.onnx_file import graph_inputs, model_sha256, read_model
+from lrd_deploy.export.model_files import model_sha256
+from lrd_deploy.export.onnx_file import graph_inputs, read_model
 from lrd_deploy.gate.baseline import MANIFEST, age_in_days, is_bundle, read_baseline
 from lrd_deploy.records import GateArtefact
 

@@ -28,6 +28,9 @@ from lrd_deploy.records import (
 if TYPE_CHECKING:
     from torch import nn
 
+    from lrd_deploy.engines import BuildSettings
+    from lrd_deploy.recipe.settings import Bench
+
 _INPUTS = "inputs.npz"
 _CHECKED_BATCHES = (1, 2, 7)
 
@@ -134,18 +137,23 @@ def training_bench_stage(
     return work.stage("training_bench", TrainingSpeedup, depends_on, make)
 
 
+def engine_batches(bench: Bench) -> BuildSettings:
+    """Returns the batches that a run's engines take."""
+    from lrd_deploy.engines import BuildSettings
+
+    return BuildSettings(opt_batch=bench.batch, max_batch=max(64, bench.batch))
+
+
 def _build_all(work: Workspace, backends: list[str]) -> tuple[BuiltEngines, list[Path]]:
-    from lrd_deploy.engines import BuildSettings, builder
+    from lrd_deploy.engines import builder
 
     built, refused, files = {}, {}, []
     jobs = [(backend, arm) for backend in backends for arm in ("dense", "lowrank")]
     for number, (backend, arm) in enumerate(jobs):
         engine = work.path("engines", f"{arm}.{backend}")
         engine.parent.mkdir(exist_ok=True)
-        batch = work.recipe.bench.batch
-        settings = BuildSettings(opt_batch=batch, max_batch=max(64, batch))
         try:
-            artifact = builder(backend).build(work.path(f"{arm}.onnx"), engine, settings)
+            artifact = builder(backend).build(work.path(f"{arm}.onnx"), engine, engine_batches(work.recipe.bench))
         except BackendError as refusal:
             refused[f"{backend} {arm}"] = str(refusal)
             continue

@@ -66,16 +66,34 @@ from lrd_deploy.records.plan import (
 )
 from lrd_deploy.records.record import Record
 from lrd_deploy.records.run import Pair, RunRecord
+from lrd_deploy.records.serving import (
+    Arm,
+    BundleCheck,
+    BundleFile,
+    BundleManifest,
+    BundleSource,
+    NotPackaged,
+    PackagedModel,
+    PackagedVersion,
+    PackageResult,
+    StoredInput,
+    VersionCheck,
+)
 from lrd_deploy.records.training import Epoch, FrozenGroup, TrainedModel
 
 __all__ = [
     "SVD",
     "Against",
     "Applied",
+    "Arm",
     "BaselineHistory",
     "BaselineManifest",
     "BiasCorrection",
     "BuiltEngines",
+    "BundleCheck",
+    "BundleFile",
+    "BundleManifest",
+    "BundleSource",
     "CalibratedLatencies",
     "CaseEvidence",
     "CaseVerdict",
@@ -107,8 +125,12 @@ __all__ = [
     "LayerSignature",
     "LayerStudy",
     "NodeOrigin",
+    "NotPackaged",
     "OutputDifference",
     "OutputEvidence",
+    "PackageResult",
+    "PackagedModel",
+    "PackagedVersion",
     "Pair",
     "ParityEvidence",
     "PlannedLayer",
@@ -126,10 +148,12 @@ __all__ = [
     "Skipped",
     "SlowdownRates",
     "SpatialSVD",
+    "StoredInput",
     "TensorInfo",
     "TrainedModel",
     "TrainingSpeedup",
     "Tucker2",
     "TwoFactors",
     "Verdict",
+    "VersionCheck",
 ]

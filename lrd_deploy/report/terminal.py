@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -13,12 +14,14 @@ from rich.table import Table
 
 from lrd_deploy.bench.diagnosis import Diagnosis
 from lrd_deploy.records import (
+    BundleCheck,
     CalibratedLatencies,
     CheckpointReport,
     Comparison,
     Epoch,
     FactorisedWeight,
     OutputDifference,
+    PackageResult,
     RankEnforcement,
     RankPlan,
     RewriteReport,
@@ -56,6 +59,7 @@ _NUMERIC = {
     "relative error",
     "parameters before",
     "after",
+    "bytes",
 }
 
 
@@ -236,3 +240,43 @@ def difference_table(difference: OutputDifference) -> RenderableType:
         ("batches", ", ".join(map(str, difference.batches))),
     ]
     return Group(table(("metric", "value"), rows), "passed" if difference.passed else "FAILED")
+
+
+def package_table(result: PackageResult) -> RenderableType:
+    """Every file of every model, what was left out and why, and how to serve them."""
+    rows = [
+        (f"{model.name}/{file.path}", f"{file.size_bytes:,}", file.sha256[:16])
+        for model in result.models
+        for file in model.manifest.files
+    ]
+    lines = [
+        f"{model.name}: version {model.number} {_OUTCOMES[model.outcome]}; {_answers(version.answers)}"
+        for model in result.models
+        for version in model.manifest.versions
+        if version.number == model.number
+    ]
+    lines += [f"not packaged: {left_out.what}: {left_out.reason}" for left_out in result.skipped]
+    lines += [f"note: {note}" for note in result.notes]
+    lines += [f"serve: tritonserver --model-repository={quote(str(result.repository))}"]
+    return Group(table(("file", "bytes", "SHA-256"), rows), *(escape(line) for line in lines))
+
+
+def bundle_check_table(check: BundleCheck) -> RenderableType:
+    """Every version of a packaged model, and the verdict."""
+    rows = [(str(version.number), version.unchecked or _answers(version.answers)) for version in check.versions]
+    verdict = f"{check.model}: {check.files} files are what was packaged; {'passed' if check.passed else 'FAILED'}"
+    return Group(table(("version", "answers"), rows), escape(verdict))
+
+
+_OUTCOMES = {
+    "written": "written",
+    "updated": "was there already; its settings or its record were updated",
+    "unchanged": "was there already; nothing to do",
+}
+
+
+def _answers(difference: OutputDifference | None) -> str:
+    if difference is None:
+        return "it cannot be run here"
+    verdict = "answers as the trained model does" if difference.passed else "answers OTHERWISE than the trained model"
+    return f"{verdict} (relative L2 {difference.relative_l2:.1e}, at most {difference.tolerance:.1e})"

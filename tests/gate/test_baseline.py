@@ -6,7 +6,7 @@ import pytest
 
 from lrd_deploy.bench.environment import environment
 from lrd_deploy.errors import InputError, StorageError, UsageError
-from lrd_deploy.export.onnx_file import model_sha256
+from lrd_deploy.export.model_files import model_sha256
 from lrd_deploy.gate.baseline import read_baseline
 from lrd_deploy.gate.judge import judge
 from lrd_deploy.gate.outputs import answers, compare_answers
