@@ -44,7 +44,7 @@ def test_a_folder_is_whole_or_absent(tmp_path):
 def test_what_is_finished_replaces_a_file_and_no_folder_with_content(tmp_path):
     for name in ("made/a", "there/a"):
         write_text(tmp_path / name, name)
-    with pytest.raises(StorageError, match="writing '.*there'"):
+    with pytest.raises(StorageError, match=r"writing '.*there'"):
         move_into_place(tmp_path / "made", tmp_path / "there")
     move_into_place(tmp_path / "made" / "a", tmp_path / "there" / "a")
     assert (tmp_path / "there" / "a").read_text() == "made/a"
