@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from lrd_deploy.errors import StorageError
+from lrd_deploy.errors import StorageError, UsageError
 
 _TEMPORARY = ".partial-"
 
@@ -80,12 +81,41 @@ def write_folder_whole(folder: Path, fill: Callable[[Path], None]) -> Path:
         temporary.mkdir(parents=True)
         try:
             fill(temporary)
-            for file in temporary.iterdir():
+            for file in temporary.rglob("*"):
                 _flush_to_disk(file)
             os.replace(temporary, folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return folder
+
+
+@contextlib.contextmanager
+def locked_folder(folder: Path, *, holder: str) -> Iterator[None]:
+    """Makes a folder, keeps others like this process out of it, and clears what a killed one left half written.
+
+    Args:
+        folder: is made where it is absent.
+        holder: what works in it, for the message: "run", "gate".
+
+    Raises:
+        StorageError: the folder cannot be made or written.
+        UsageError: another process has it locked.
+    """
+    with storage_errors(f"making the {holder}'s folder", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system frees it when the process dies
+        except BlockingIOError as exc:
+            raise UsageError(
+                f"opening the {holder}'s folder '{folder}'",
+                found=f"another {holder} is using it",
+                accepted=f"one {holder} at a time in a folder",
+                remedy="wait for it, or choose another folder with --out",
+            ) from exc
+        remove_partial(folder)
+        yield
 
 
 def remove_partial(folder: Path) -> None:

@@ -43,7 +43,18 @@ def test_the_errors_import_only_the_standard_library():
     assert {name for name in found if not name.startswith("_")} == {"lrd_deploy"}
 
 
-@pytest.mark.parametrize("module", ["ranks.choose", "bench.worker", "rewrite.apply", "report.html", "pipeline"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "ranks.choose",
+        "bench.worker",
+        "rewrite.apply",
+        "report.html",
+        "pipeline",
+        "pipeline.compressing",
+        "pipeline.enforcing",
+    ],
+)
 def test_what_needs_no_pytorch_does_not_import_it(module):
     assert "torch" not in imported_by(f"import lrd_deploy.{module}")
 

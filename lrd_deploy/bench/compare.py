@@ -8,6 +8,7 @@ from itertools import count, islice
 from math import exp
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,9 @@ from lrd_deploy.bench.environment import environment
 from lrd_deploy.bench.launch import LaunchPlan, LaunchSamples, balanced_order
 from lrd_deploy.bench.process import run_worker
 from lrd_deploy.bench.statistics import block_log_ratio, median, percentile_bound, ratio_with_interval
+from lrd_deploy.bench.turns import own_turn
+from lrd_deploy.engines.inputs import save_arrays
+from lrd_deploy.errors import UsageError
 from lrd_deploy.observer import Observer, SilentObserver
 from lrd_deploy.recipe.settings import Bench
 from lrd_deploy.records import Comparison, Environment, Latency, Ratio
@@ -52,7 +56,8 @@ def compare(
     """
     observer = observer or SilentObserver()
     launches = []
-    with closing(fresh_launches(base, candidate, inputs, threads=settings.threads, rounds=settings.rounds)) as source:
+    length = LaunchLength(rounds=settings.rounds, arm_seconds=_ARM_SECONDS, solo_seconds=_SOLO_SECONDS)
+    with closing(fresh_launches(base, candidate, inputs, settings.threads, length, observer)) as source:
         for samples in islice(source, settings.launches):
             launches.append(samples)
             observer.progress("measuring inference", len(launches), settings.launches)
@@ -60,18 +65,35 @@ def compare(
     return conclude(launches, batch, settings.threads, environment()), tuple(launches)
 
 
+class LaunchLength(NamedTuple):
+    """How long a launch measures: interleaved rounds, within so many seconds per arm, and seconds alone per arm."""
+
+    rounds: int
+    arm_seconds: float
+    solo_seconds: float
+
+
 def fresh_launches(
-    base: Path, candidate: Path, inputs: Mapping[str, NDArray[np.generic]], *, threads: int, rounds: int
+    base: Path,
+    candidate: Path,
+    inputs: Mapping[str, NDArray[np.generic]],
+    threads: int,
+    length: LaunchLength,
+    observer: Observer,
 ) -> Generator[LaunchSamples]:
     """Yields launches without end, each measured when it is asked for; counterbalanced after every four.
 
+    Launches of several measurements on one machine take turns.
+
     Raises:
+        UsageError: there are more threads than cores.
         BackendError: a worker failed, or refused one of the models.
     """
+    _check_threads(threads)
     arms = dict(zip(ARMS, (base.resolve(), candidate.resolve(), base.resolve()), strict=True))
     with TemporaryDirectory(prefix="lrd-deploy-") as folder:
-        stored = Path(folder, "inputs.npz")
-        np.savez(stored, **inputs)
+        stored = save_arrays(Path(folder, "inputs.npz"), inputs)
+        told = False
         for number in count():
             order, reverse = balanced_order(ARMS, number)
             plan = LaunchPlan(
@@ -81,11 +103,36 @@ def fresh_launches(
                 inputs=stored,
                 backend="onnxruntime",
                 threads=threads,
-                rounds=rounds,
-                arm_seconds=_ARM_SECONDS,
-                solo_seconds=_SOLO_SECONDS,
+                **length._asdict(),
             )
-            yield run_worker("lrd_deploy.bench.worker", plan, LaunchSamples, threads=threads)
+            samples = _in_turn(plan, observer, told=told)
+            told = told or samples.waited
+            yield samples
+
+
+def _in_turn(plan: LaunchPlan, observer: Observer, *, told: bool) -> LaunchSamples:
+    waited = False
+
+    def on_wait() -> None:
+        nonlocal waited
+        waited = True
+        if not told:
+            observer.note("another measurement is running on this machine; launches take turns")
+
+    with own_turn(on_wait):
+        samples = run_worker("lrd_deploy.bench.worker", plan, LaunchSamples, threads=plan.threads)
+    return samples.model_copy(update={"waited": waited})
+
+
+def _check_threads(threads: int) -> None:
+    cores = environment().cores
+    if threads > cores:
+        raise UsageError(
+            "measuring inference",
+            found=f"{threads} threads",
+            accepted=f"at most {cores}, the cores that this process may use",
+            remedy="measure with fewer threads, or on the machine that will serve",
+        )
 
 
 def conclude(launches: Sequence[LaunchSamples], batch: int, threads: int, measured_on: Environment) -> Comparison:

@@ -7,6 +7,7 @@ from math import ceil
 from pathlib import Path
 
 from lrd_deploy.bench.statistics import median
+from lrd_deploy.errors import BackendError
 from lrd_deploy.records import Record
 
 Call = Callable[[], object]
@@ -14,10 +15,15 @@ Clock = Callable[[], int]  # nanoseconds
 
 _BLOCK_MS = 10.0  # blocks shorter than this are mostly the first call after a switch
 _MAX_CALLS = 50
+_WINDOW_MS = 100.0
+_FEWEST_ROUNDS = 6
 
 
 class LaunchPlan(Record):
-    """What one launch does. `load_order` and `reverse_first` are what is counterbalanced between launches."""
+    """What one launch does. `load_order` and `reverse_first` are what is counterbalanced between launches.
+
+    With no `solo_seconds` no arm is run alone.
+    """
 
     arms: dict[str, Path]
     load_order: tuple[str, ...]
@@ -31,7 +37,10 @@ class LaunchPlan(Record):
 
 
 class LaunchSamples(Record):
-    """Raw nanoseconds: `blocks` by arm and round, `solo` by arm; `cold_start_ns` from loading to the first result."""
+    """Raw nanoseconds: `blocks` by arm and round, `solo` by arm; `cold_start_ns` from loading to the first result.
+
+    `waited`: another measurement had this machine, and the launch began when it was done.
+    """
 
     load_order: tuple[str, ...]
     calls_per_block: int
@@ -39,15 +48,16 @@ class LaunchSamples(Record):
     blocks: dict[str, tuple[tuple[int, ...], ...]]
     solo: dict[str, tuple[int, ...]]
     cold_start_ns: dict[str, int]
+    waited: bool = False
 
 
 def interleave(
     calls: Mapping[str, Call], clock: Clock, *, rounds: int, arm_seconds: float, reverse_first: bool
 ) -> tuple[dict[str, tuple[tuple[int, ...], ...]], int, bool]:
-    """Times all arms in rounds of one block each, forwards and backwards in turn: A B, B A, A B, …
+    """Times all arms in rounds of one block each, in an order that favours none: see `round_orders`.
 
     A block is one discarded call, which pays for the switch, then the timed ones. Calls per block fill 10 ms of the
-    slowest arm; rounds shrink where they would take longer than `arm_seconds` per arm.
+    slowest arm; rounds shrink where they would take longer than `arm_seconds` per arm, to whole cycles of orders.
 
     Returns:
         Samples by arm and round, calls per block, and whether every arm's warm-up converged.
@@ -56,12 +66,11 @@ def interleave(
     slowest_ms = max(latency for latency, _ in warmups.values())
     per_block = min(max(ceil(_BLOCK_MS / slowest_ms), 3), _MAX_CALLS)
     affordable = int(arm_seconds * 1e3 / (slowest_ms * (per_block + 1)))
-    rounds = min(rounds, max(affordable, 8))
+    orders = round_orders(list(calls)[::-1] if reverse_first else list(calls))
+    cycles = max(min(rounds, affordable) // len(orders), ceil(_FEWEST_ROUNDS / len(orders)))
     blocks: dict[str, list[tuple[int, ...]]] = {name: [] for name in calls}
-    order = list(calls)
-    for number in range(rounds):
-        backwards = (number % 2 == 1) != reverse_first
-        for name in reversed(order) if backwards else order:
+    for order in orders * cycles:
+        for name in order:
             calls[name]()
             blocks[name].append(timed(calls[name], clock, per_block))
     return (
@@ -71,15 +80,34 @@ def interleave(
     )
 
 
+def round_orders(arms: Sequence[str]) -> list[tuple[str, ...]]:
+    """Returns the orders of one cycle of rounds: every rotation of the arms, each followed by its reverse.
+
+    Of two or three arms each comes in every place, after each other and after itself, equally often or once more or
+    less: an arm that always ran between two others would never find its weights in a cache. Of two: A B, B A, B A, A B.
+    """
+    rotations = [(*arms[start:], *arms[:start]) for start in range(len(arms))]
+    return [order for rotation in rotations for order in (rotation, rotation[::-1])]
+
+
 def warm_up(
     call: Call, clock: Clock, *, window: int = 10, least_seconds: float = 0.1, most_seconds: float = 3.0
 ) -> tuple[float, bool]:
     """Calls until two windows' medians differ by less than 2 %, for `least_seconds` at least.
 
+    Args:
+        call: what to warm up. Two calls go before the windows: the first pays for what is done once.
+        clock: in nanoseconds.
+        window: calls per window; as few as five where ten would take more than 0.1 s.
+        least_seconds: goes on for so long.
+        most_seconds: gives up then.
+
     Returns:
         The last window's median in milliseconds, and whether it converged in time.
     """
     started, previous = clock(), None
+    _, usual = timed(call, clock, 2)
+    window = min(max(ceil(_WINDOW_MS * 1e6 / usual), 5), window)
     while True:
         latest = median(timed(call, clock, window)) / 1e6
         elapsed = (clock() - started) / 1e9
@@ -100,12 +128,23 @@ def solo(call: Call, clock: Clock, seconds: float) -> tuple[int, ...]:
 
 
 def timed(call: Call, clock: Clock, times: int) -> tuple[int, ...]:
-    """Returns the duration of each of so many calls, in nanoseconds."""
+    """Returns the duration of each of so many calls, in nanoseconds.
+
+    Raises:
+        BackendError: the clock stood still or went back.
+    """
     samples = []
     for _ in range(times):
         started = clock()
         call()
         samples.append(clock() - started)
+    if min(samples) <= 0:
+        raise BackendError(
+            "timing a call",
+            found=f"{min(samples)} ns by this machine's monotonic clock",
+            accepted="a clock that moves forwards",
+            remedy="look for a virtual machine that was moved or suspended meanwhile, and measure again",
+        )
     return tuple(samples)
 
 

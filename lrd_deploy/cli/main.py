@@ -15,7 +15,23 @@ from collections.abc import Sequence
 
 import typer
 
-from lrd_deploy.cli import bench, build, calibrate, decompose, doctor, export, plan, report, rewrite, run, train, verify
+from lrd_deploy.cli import (
+    baseline,
+    bench,
+    build,
+    calibrate,
+    compress,
+    decompose,
+    doctor,
+    export,
+    gate,
+    plan,
+    report,
+    rewrite,
+    run,
+    train,
+    verify,
+)
 from lrd_deploy.errors import LrdError
 from lrd_deploy.version import __version__
 
@@ -27,14 +43,19 @@ VERBS = (
     ("train", train.train),
     ("export", export.export),
     ("decompose", decompose.decompose),
+    ("compress", compress.compress),
     ("rewrite", rewrite.rewrite),
     ("build", build.build),
     ("bench", bench.bench),
     ("verify", verify.verify),
+    ("gate", gate.gate),
     ("report", report.report),
     ("doctor", doctor.doctor),
 )
-GROUPS = (("calibrate", "Measure once, and keep it.", (("latency", calibrate.latency),)),)
+GROUPS = (
+    ("calibrate", "Measure once, and keep it.", (("latency", calibrate.latency),)),
+    ("baseline", "What a gate compares with.", (("promote", baseline.promote), ("history", baseline.history))),
+)
 
 
 def _version_wanted(wanted: bool) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from lrd_deploy.errors import InputError
 from lrd_deploy.export.onnx_file import graph_inputs, read_model
-from lrd_deploy.files import storage_errors
+from lrd_deploy.files import storage_errors, write_whole
 from lrd_deploy.records import TensorInfo
 
 Batch = dict[str, NDArray[np.generic]]
@@ -25,6 +26,24 @@ def random_batches(model: Path, batches: Sequence[int]) -> list[Batch]:
     Raises:
         InputError: the model is invalid, or fixes another batch.
     """
+    inputs = _random_inputs(model)
+    random = np.random.default_rng(0)
+    sizes = allowed_batches(inputs, batches)
+    return [{tensor.name: _random(tensor, size, random) for tensor in inputs} for size in sizes]
+
+
+def random_batches_of(model: Path, batch: int, count: int) -> list[Batch]:
+    """Returns so many different random batches of one size, which is the model's own where it fixes one.
+
+    Raises:
+        InputError: the model is invalid, or takes no numbers.
+    """
+    inputs, random = _random_inputs(model), np.random.default_rng(0)
+    size = allowed_batches(inputs, (batch,))[0]
+    return [{tensor.name: _random(tensor, size, random) for tensor in inputs} for _ in range(count)]
+
+
+def _random_inputs(model: Path) -> Sequence[TensorInfo]:
     inputs = graph_inputs(read_model(model))
     if not inputs or any(tensor.dtype in {"object", "unknown"} for tensor in inputs):
         raise InputError(
@@ -33,12 +52,22 @@ def random_batches(model: Path, batches: Sequence[int]) -> list[Batch]:
             accepted="at least one input, all of numbers",
             remedy="pass real inputs with --inputs, or compare another model",
         )
-    random = np.random.default_rng(0)
-    return [{tensor.name: _random(tensor, size, random) for tensor in inputs} for size in _allowed(inputs, batches)]
+    return inputs
 
 
 def stored_batches(path: Path, batches: Sequence[int]) -> list[Batch]:
     """Returns batches cut from an .npz file of arrays by input name.
+
+    Raises:
+        StorageError: the file cannot be read.
+        InputError: it is no .npz file of plain arrays.
+    """
+    arrays = stored_arrays(path)
+    return [{name: repeated(array, size) for name, array in arrays.items()} for size in batches]
+
+
+def stored_arrays(path: Path) -> Batch:
+    """Returns the arrays of an .npz file by name, each of one sample or more.
 
     Raises:
         StorageError: the file cannot be read.
@@ -57,7 +86,19 @@ def stored_batches(path: Path, batches: Sequence[int]) -> list[Batch]:
                 accepted="an .npz file with one array per input, by name",
                 remedy="write it with numpy.savez(path, input_name=array)",
             ) from exc
-    return [{name: repeated(array, size) for name, array in arrays.items()} for size in batches]
+    return arrays
+
+
+def save_arrays(path: Path, arrays: Mapping[str, NDArray[np.generic]]) -> Path:
+    """Writes an .npz file, whole or not at all, and returns its path; equal arrays give equal bytes."""
+
+    def write(temporary: Path) -> None:
+        with zipfile.ZipFile(temporary, "w") as archive:  # np.savez takes some names for its own arguments
+            for name, array in arrays.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
+
+    return write_whole(path, write)
 
 
 def repeated(array: NDArray[np.generic], batch: int) -> NDArray[np.generic]:
@@ -65,8 +106,8 @@ def repeated(array: NDArray[np.generic], batch: int) -> NDArray[np.generic]:
     return np.take(array, range(batch), axis=0, mode="wrap")
 
 
-def _allowed(inputs: Sequence[TensorInfo], batches: Sequence[int]) -> Sequence[int]:
-    """The sizes asked for, or the one that the first input fixes."""
+def allowed_batches(inputs: Sequence[TensorInfo], batches: Sequence[int]) -> Sequence[int]:
+    """Returns the sizes asked for, or the one that the first input fixes."""
     first = inputs[0].shape
     return (first[0],) if first and isinstance(first[0], int) else batches
 

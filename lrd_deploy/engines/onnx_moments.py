@@ -40,7 +40,7 @@ def onnx_moments(model: ModelProto, layers: Sequence[Layer], batches: Sequence[A
     sums = {layer.name: MomentSum(layer.name, layer.signature) for layer in layers if layer.may_be_factorised}
     readers = _readers(model, sums)
     for values in _passes(readers):
-        for value, array in _activations(model, values, batches):
+        for value, array in activations(model, values, batches):
             for name in readers[value]:
                 sums[name].update(array.astype(np.float64))
     return {name: total.moment() for name, total in sums.items()}
@@ -69,10 +69,14 @@ def _passes(readers: Iterable[str]) -> Iterator[list[str]]:
         yield chunk
 
 
-def _activations(
+def activations(
     model: ModelProto, values: Sequence[str], batches: Sequence[Arrays]
 ) -> Iterator[tuple[str, NDArray[np.generic]]]:
-    """Yields, batch by batch, what these values hold: a graph input's is in the batch, the others are computed."""
+    """Yields, batch by batch, what these values hold: a graph input's is in the batch, the others are computed.
+
+    Raises:
+        BackendError: ONNX Runtime refuses the model or a batch.
+    """
     fed = {tensor.name for tensor in graph_inputs(model)}
     computed = [value for value in values if value not in fed]
     session = OnnxRuntime().load_in_memory(_giving(model, computed), SessionSettings()) if computed else None

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
+from math import prod
 from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError
 from onnx import ModelProto, TensorProto, ValueInfoProto
+from onnx.external_data_helper import uses_external_data
 
 from lrd_deploy.errors import InputError
-from lrd_deploy.files import read_bytes, write_bytes
+from lrd_deploy.files import read_bytes, sha256_of, write_bytes
 from lrd_deploy.records import TensorInfo
 
 _PROTOBUF_LIMIT_BYTES = 2**31 - 1
+_PRECISIONS = {
+    TensorProto.FLOAT: "fp32",
+    TensorProto.FLOAT16: "fp16",
+    TensorProto.BFLOAT16: "bf16",
+    TensorProto.DOUBLE: "fp64",
+    TensorProto.INT8: "int8",
+    TensorProto.UINT8: "int8",
+}
 
 
 def read_model(path: Path) -> ModelProto:
@@ -89,13 +100,53 @@ def default_opset(model: ModelProto) -> int:
 
 def weight_precision(model: ModelProto) -> str:
     """Returns "fp32", "fp16", "bf16", "fp64", or "mixed": the dtype of the weights of two dimensions and more."""
-    names = {
-        TensorProto.FLOAT: "fp32",
-        TensorProto.FLOAT16: "fp16",
-        TensorProto.BFLOAT16: "bf16",
-        TensorProto.DOUBLE: "fp64",
-        TensorProto.INT8: "int8",
-        TensorProto.UINT8: "int8",
-    }
-    found = {names.get(tensor.data_type) for tensor in model.graph.initializer if len(tensor.dims) > 1} - {None}
-    return found.pop() if len(found) == 1 else "mixed" if found else "fp32"
+    found = [name for name in weight_shares(model) if name != "other"]
+    return found[0] if len(found) == 1 else "mixed" if found else "fp32"
+
+
+def weight_shares(model: ModelProto) -> dict[str, float]:
+    """Returns the share of each dtype among the weights of two dimensions and more, by number of values."""
+    sizes: dict[str, int] = {}
+    for tensor in model.graph.initializer:
+        if len(tensor.dims) > 1:
+            name = _PRECISIONS.get(tensor.data_type, "other")
+            sizes[name] = sizes.get(name, 0) + prod(tensor.dims)
+    total = sum(sizes.values())
+    return {name: size / total for name, size in sizes.items()} if total else {}
+
+
+def model_files(path: Path) -> list[Path]:
+    """Returns the files that a model consists of: the one given, then those that hold its external data.
+
+    Raises:
+        StorageError: the file cannot be read.
+        InputError: it is no ONNX model, or its data lie outside its folder.
+    """
+    doing = f"reading the ONNX model '{path}'"
+    try:
+        model = onnx.load_model_from_string(read_bytes(path))
+    except DecodeError as exc:
+        raise InputError(
+            doing,
+            found=str(exc),
+            accepted="an ONNX model",
+            remedy="export it again; a download may have been cut short",
+        ) from exc
+    stored = [tensor for tensor in model.graph.initializer if uses_external_data(tensor)]
+    names = dict.fromkeys(entry.value for tensor in stored for entry in tensor.external_data if entry.key == "location")
+    folder = path.parent.resolve()
+    for name in names:
+        if not (folder / name).resolve().is_relative_to(folder):
+            raise InputError(
+                doing,
+                found=f"external data at '{name}'",
+                accepted="files in the model's own folder",
+                remedy="save the model with its data beside it",
+            )
+    return [path, *(path.parent / name for name in names)]
+
+
+def model_sha256(path: Path) -> str:
+    """Returns the SHA-256 of a model: its file's, or with external data that of all its files' digests."""
+    digests = [sha256_of(file) for file in model_files(path)]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,7 +70,8 @@ class _Values:
         initializers = {tensor.name: tensor for tensor in model.graph.initializer}
         constants = {name: tensor for name, tensor in initializers.items() if name not in inputs}
         constants |= _constant_nodes(model.graph)
-        return cls(constants, _fixed(model.graph, constants), inputs & initializers.keys(), _inferred_shapes(model))
+        constants |= _handed_on(model.graph, constants)
+        return cls(constants, _fixed(model.graph, constants), inputs & initializers.keys(), inferred_shapes(model))
 
 
 def _constant_nodes(graph: GraphProto) -> dict[str, TensorProto]:
@@ -84,6 +85,21 @@ def _constant_nodes(graph: GraphProto) -> dict[str, TensorProto]:
     }
 
 
+def _handed_on(graph: GraphProto, constants: Mapping[str, TensorProto]) -> dict[str, TensorProto]:
+    """Constants behind Identity and Transpose nodes, which exporters put before shared and turned weights."""
+    found: dict[str, TensorProto] = {}
+    for node in graph.node:
+        source = (found.get(node.input[0]) or constants.get(node.input[0])) if node.input else None
+        if source is None or _is_elsewhere(source):
+            continue
+        if node.op_type == "Identity":
+            found[node.output[0]] = source
+        elif node.op_type == "Transpose":
+            axes = next((list(entry.ints) for entry in node.attribute if entry.name == "perm"), None)
+            found[node.output[0]] = numpy_helper.from_array(numpy_helper.to_array(source).transpose(axes))
+    return found
+
+
 def _fixed(graph: GraphProto, constants: Iterable[str]) -> set[str]:
     """Names of the constants, sparse ones too, and of all that nodes without a body compute from them alone."""
     fixed = {*constants, *(tensor.values.name for tensor in graph.sparse_initializer)}
@@ -94,8 +110,12 @@ def _fixed(graph: GraphProto, constants: Iterable[str]) -> set[str]:
     return fixed
 
 
-def _inferred_shapes(model: ModelProto) -> dict[str, Shape]:
-    """Shapes by value name, where the number of dimensions is known; a dimension that is not is a name."""
+def inferred_shapes(model: ModelProto) -> dict[str, Shape]:
+    """Returns shapes by value name, where the number of dimensions is known; a dimension that is not is a name.
+
+    Raises:
+        InputError: the graph's shapes contradict each other.
+    """
     try:
         graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     except (onnx.shape_inference.InferenceError, EncodeError, ValueError) as exc:

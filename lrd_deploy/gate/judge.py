@@ -33,8 +33,9 @@ _LARGEST_LOG = 50.0
 
 def judge(evidence: GateEvidence, policy: GatePolicy) -> GateResult:
     """Returns the verdict: outputs first, then the model's form, then latency."""
+    against_anchor = [f"against the anchor, {each}" for each in outputs_problems(evidence.anchor_outputs, policy)]
     for decided_by, problems in (
-        ("accuracy", outputs_problems(evidence.outputs, policy)),
+        ("accuracy", outputs_problems(evidence.outputs, policy) + against_anchor),
         ("parity", parity_problems(evidence.parity)),
     ):
         if problems:
@@ -84,8 +85,9 @@ def outputs_problems(outputs: OutputEvidence | None, policy: GatePolicy) -> list
     if tolerance is None and policy.max_accuracy_drop is None:
         tolerance = outputs.rounding_tolerance
     if tolerance is not None and outputs.relative_l2 > tolerance:
+        meant = "" if policy.tolerance is not None else "; allow for a change that is meant by a tolerance or a drop"
         problems.append(
-            f"outputs differ by {outputs.relative_l2:.2e} (relative L2), at most {tolerance:.2e} is allowed"
+            f"outputs differ by {outputs.relative_l2:.2e} (relative L2), at most {tolerance:.2e} is allowed{meant}"
         )
     drop = accuracy_drop(outputs)
     if policy.max_accuracy_drop is not None and drop > policy.max_accuracy_drop:
@@ -105,7 +107,7 @@ def parity_problems(parity: ParityEvidence | None) -> list[str]:
     """Returns where the candidate's form fell behind: ranks off the quantum, weights no longer in few bits."""
     if parity is None:
         return []
-    problems = [f"off the quantum {parity.quantum}: {chain}" for chain in parity.off_quantum]
+    problems = [f"the rank of '{chain}' is no multiple of {parity.quantum}" for chain in parity.off_quantum]
     before, after = (
         sum(share for name, share in precision.items() if name in _REDUCED)
         for precision in (parity.baseline_precision, parity.candidate_precision)

@@ -29,6 +29,11 @@ def gather(cases: Iterable[CaseEvidence], sources: Sources, policy: GatePolicy, 
         _until_decided(failing, sources, policy, lambda name, launch: keep(name, "confirming", launch))
 
 
+def most_launches(policy: GatePolicy) -> int:
+    """Returns how many launches one gate may take, its confirmation included."""
+    return policy.most_launches * (2 if policy.confirm else 1)
+
+
 def _until_decided(
     names: list[str], sources: Sources, policy: GatePolicy, keep: Callable[[str, LaunchRatio], None]
 ) -> dict[str, Verdict]:

@@ -11,13 +11,8 @@ import numpy as np
 
 from lrd_deploy.errors import UsageError
 from lrd_deploy.gate.judge import judge_cases
-from lrd_deploy.gate.sequence import gather
+from lrd_deploy.gate.sequence import gather, most_launches
 from lrd_deploy.records import CaseEvidence, CaseVerdict, GatePolicy, LaunchRatio, SlowdownRates
-
-
-def most_launches(policy: GatePolicy) -> int:
-    """Returns how many launches one gate may take, its confirmation included."""
-    return policy.most_launches * (2 if policy.confirm else 1)
 
 
 def play(pool: Sequence[LaunchRatio], policy: GatePolicy, *, slowdown: float = 0.0) -> CaseVerdict:
@@ -44,14 +39,14 @@ def resampled_rates(
         UsageError: the pool is too small for one gate.
     """
     random = np.random.default_rng(seed)
-    _check_size(pool, policy)
+    _check_size(len(pool), policy)
     verdicts = [play(_drawn(pool, most_launches(policy), random), policy, slowdown=slowdown) for _ in range(gates)]
     return _rates(verdicts, slowdown)
 
 
 def disjoint_rates(pool: Sequence[LaunchRatio], policy: GatePolicy, *, slowdown: float) -> SlowdownRates:
     """Plays as many gates as share no launch; each takes what it needs and leaves the rest to the next."""
-    _check_size(pool, policy)
+    _check_size(len(pool), policy)
     verdicts, start = [], 0
     while len(pool) - start >= most_launches(policy):
         verdicts.append(play(pool[start:], policy, slowdown=slowdown))
@@ -83,14 +78,12 @@ def _rates(verdicts: Sequence[CaseVerdict], slowdown: float) -> SlowdownRates:
     )
 
 
-def _check_size(pool: Sequence[LaunchRatio], policy: GatePolicy) -> None:
+def _check_size(launches: int, policy: GatePolicy) -> None:
     needed = most_launches(policy)
-    if len(pool) < needed:
+    if launches < needed:
         raise UsageError(
             "playing gates on recorded launches",
-            found=f"{len(pool)} launches",
-            accepted=f"at least {needed}: two sets of {policy.most_launches}"
-            if policy.confirm
-            else f"at least {needed}",
+            found=f"{launches} launches",
+            accepted=f"at least {needed}, which one gate may take",
             remedy="record more launches",
         )

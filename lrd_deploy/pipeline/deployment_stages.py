@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrd_deploy.bench.environment import environment
-from lrd_deploy.engines.inputs import repeated
+from lrd_deploy.engines.inputs import Batch, repeated, save_arrays, stored_batches
 from lrd_deploy.errors import BackendError
 from lrd_deploy.files import write_text, write_whole
 from lrd_deploy.pipeline.training_stages import build_data, build_model, sources
@@ -91,8 +91,7 @@ def bench_stage(work: Workspace, exported: ExportedPair, rewritten: RewrittenMod
     def make(_key: str) -> tuple[Comparison, list[Path]]:
         from lrd_deploy.bench.compare import compare
 
-        with np.load(work.path(str(exported.inputs))) as stored:
-            inputs = {name: repeated(array, settings.batch) for name, array in stored.items()}
+        (inputs,) = stored_batches(work.path(str(exported.inputs)), [settings.batch])
         comparison, launches = compare(
             work.path("dense.onnx"), work.path("lowrank.onnx"), inputs, settings, work.observer
         )
@@ -161,7 +160,7 @@ def _export_both(
 ) -> tuple[ExportedPair, list[Path]]:
     example = build_data(work).example()
     inputs = work.path("export", _INPUTS)
-    write_whole(inputs, lambda target: _save_npz(target, images=example.numpy()))
+    save_arrays(inputs, {"images": example.numpy()})
     files = {"dense": work.path("dense.onnx"), "lowrank": work.path("export", "lowrank.onnx")}
     models = {
         "dense": build_model(work, dense.weights),
@@ -203,12 +202,5 @@ def _export_one(model: nn.Module, example: object, path: Path, opset: int) -> Ex
     return exported[0]
 
 
-def _batches(work: Workspace, exported: ExportedPair) -> list[dict[str, NDArray[np.generic]]]:
-    with np.load(work.path(str(exported.inputs))) as stored:
-        arrays = dict(stored)
-    return [{name: repeated(array, size) for name, array in arrays.items()} for size in _CHECKED_BATCHES]
-
-
-def _save_npz(path: Path, **arrays: NDArray[np.generic]) -> None:
-    with path.open("wb") as stream:  # np.savez would add a suffix to the temporary name
-        np.savez(stream, **arrays)
+def _batches(work: Workspace, exported: ExportedPair) -> list[Batch]:
+    return stored_batches(work.path(str(exported.inputs)), _CHECKED_BATCHES)

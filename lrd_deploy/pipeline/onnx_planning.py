@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from onnx import ModelProto
 
 from lrd_deploy.bench.layer_latency import MeasuredLatency
 from lrd_deploy.bench.model_latency import ModelLatency
@@ -14,6 +15,7 @@ from lrd_deploy.engines.inputs import random_batches, stored_batches
 from lrd_deploy.engines.onnx_moments import onnx_moments
 from lrd_deploy.export.onnx_file import read_model
 from lrd_deploy.export.onnx_layers import survey_onnx
+from lrd_deploy.models.layer import Layer
 from lrd_deploy.observer import Observer
 from lrd_deploy.pipeline.planning import Planned, checked, studied, with_reasons, with_tables, write_study
 from lrd_deploy.ranks.by_latency import LatencyPlanner
@@ -50,25 +52,38 @@ def plan_onnx(
     """
     graph = read_model(model)
     layers = survey_onnx(graph)
-    check_finite(layers)
+    check_finite([layer for layer in layers if layer.may_be_factorised])
     evidence = Evidence()
     if calibration_data is not None:
         observer.note(f"running the calibration data of '{calibration_data}'")
         batches = _batches_of(calibration_data, bench.batch)
-        metrics, unweighted = metrics_of(onnx_moments(graph, layers, batches), damping=Calibration().damping)
-        evidence = Evidence(metrics=metrics, unweighted=unweighted)
+        evidence = onnx_evidence(graph, layers, batches)
     measured = MeasuredLatency(
         batch=bench.batch, threads=bench.threads, store=folder / "latency.jsonl", observer=observer
     )
     source = with_tables(measured, tables)
     planner = LatencyPlanner(layers, policy, source, evidence)
-    names = {layer.name: [layer.name] for layer in layers}
-    inputs = random_batches(model, (bench.batch,))[0]
-    timer = ModelLatency(model, names, inputs, bench.threads) if source is measured else None
+    timer = model_timer(model, random_batches(model, (bench.batch,))[0], bench) if source is measured else None
     planned = studied(planner, checked(with_reasons(planner.plan(timer), evidence)))
     planned.plan.write(folder / "plan.json")
     write_study(planned, folder / "plan")
     return planned
+
+
+def onnx_evidence(graph: ModelProto, layers: Sequence[Layer], batches: Sequence[Arrays]) -> Evidence:
+    """Returns how to weigh the errors of a graph's layers, by running batches of samples through it.
+
+    Raises:
+        InputError: the batches do not fit the graph.
+        BackendError: ONNX Runtime refuses it.
+    """
+    metrics, unweighted = metrics_of(onnx_moments(graph, layers, batches), damping=Calibration().damping)
+    return Evidence(metrics=metrics, unweighted=unweighted)
+
+
+def model_timer(model: Path, inputs: Arrays, bench: Bench) -> ModelLatency:
+    """Returns what times a whole ONNX file on one batch, in the form that a plan of its nodes gives it."""
+    return ModelLatency(model, {}, inputs, bench.threads)
 
 
 def _batches_of(path: Path, batch: int) -> list[Arrays]:

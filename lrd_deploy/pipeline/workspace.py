@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import shutil
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lrd_deploy.errors import InputError, StorageError, UsageError
-from lrd_deploy.files import remove_partial, sha256_of, storage_errors
+from lrd_deploy.files import locked_folder, sha256_of
 from lrd_deploy.observer import Observer, SilentObserver
 from lrd_deploy.processes import Processes
 from lrd_deploy.recipe import Recipe
@@ -147,20 +146,7 @@ def open_workspace(recipe: Recipe, recipe_folder: Path | None, folder: Path, obs
         processes.wait()
         yield Workspace(recipe, recipe_folder, folder, SilentObserver(), processes)
         return
-    with storage_errors("making the run's folder", folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system frees it when the process dies
-        except BlockingIOError as exc:
-            raise UsageError(
-                f"opening the run's folder '{folder}'",
-                found="another run is using it",
-                accepted="one run at a time in a folder",
-                remedy="wait for it, or choose another folder with --out",
-            ) from exc
-        remove_partial(folder)
+    with locked_folder(folder, holder="run"):
         StoredRecipe(recipe=recipe, recipe_folder=recipe_folder).write(folder / _RECIPE)
         processes.wait()
         yield Workspace(recipe, recipe_folder, folder, observer, processes)

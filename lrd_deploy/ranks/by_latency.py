@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from copy import copy
 
 from lrd_deploy.models.layer import Layer
 from lrd_deploy.ranks.allocate import Budget, Candidate, allocate, out_of_reach, undominated
@@ -70,6 +71,27 @@ class LatencyPlanner:
         if plan is None:
             raise out_of_reach(self._options(), self._goal())
         return plan if timer is None else _measured(plan, timer)
+
+    def aiming_at(self, policy: LatencyRank) -> LatencyPlanner:
+        """Returns a planner with another goal on the same ranks; what is timed for one is known to both."""
+        other = copy(self)
+        other.policy = policy
+        return other
+
+    def mildest_plan(self) -> RankPlan | None:
+        """Returns the plan that factorises one layer and loses least; None where no form is faster than dense."""
+        options = self._options()
+        steps = [
+            (option.loss, option.latency_ms - layer[0].latency_ms, number, option)
+            for number, layer in enumerate(options)
+            for option in layer[1:]
+        ]
+        if not steps:
+            return None
+        _, saved_ms, changed, step = min(steps, key=lambda entry: entry[:2])
+        dense_ms = sum(layer[0].latency_ms for layer in options)
+        chosen = [step if number == changed else layer[0] for number, layer in enumerate(options)]
+        return self._plan_of(options, chosen, dense_ms / (dense_ms + saved_ms))
 
     def study(self, plan: RankPlan) -> RankStudy:
         """Returns what was seen on the way to a plan: each layer's points, and the front that all layers make."""

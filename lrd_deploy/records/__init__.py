@@ -5,8 +5,11 @@ Paths inside a record are relative to the folder that holds the record.
 """
 
 from lrd_deploy.records.checkpoint import CheckpointReport, FactorisedWeight
+from lrd_deploy.records.compression import BiasCorrection, CompressedModel
 from lrd_deploy.records.environment import Environment
 from lrd_deploy.records.gate import (
+    Against,
+    BaselineHistory,
     BaselineManifest,
     CaseEvidence,
     CaseVerdict,
@@ -15,6 +18,7 @@ from lrd_deploy.records.gate import (
     GateEvidence,
     GatePolicy,
     GateResult,
+    LaunchPool,
     LaunchRatio,
     OutputEvidence,
     ParityEvidence,
@@ -26,11 +30,15 @@ from lrd_deploy.records.gate import (
 from lrd_deploy.records.graphs import (
     Applied,
     BuiltEngines,
+    ChainAction,
+    ChainDecision,
+    ChainOption,
     EngineArtifact,
     ExportedModel,
     ExportedPair,
     NodeOrigin,
     OutputDifference,
+    RankEnforcement,
     RewriteReport,
     RewrittenModel,
     Skipped,
@@ -62,16 +70,23 @@ from lrd_deploy.records.training import Epoch, FrozenGroup, TrainedModel
 
 __all__ = [
     "SVD",
+    "Against",
     "Applied",
+    "BaselineHistory",
     "BaselineManifest",
+    "BiasCorrection",
     "BuiltEngines",
     "CalibratedLatencies",
     "CaseEvidence",
     "CaseVerdict",
+    "ChainAction",
+    "ChainDecision",
+    "ChainOption",
     "ChannelSVD",
     "CheckpointReport",
     "Choice",
     "Comparison",
+    "CompressedModel",
     "ControlReading",
     "EngineArtifact",
     "Environment",
@@ -87,6 +102,7 @@ __all__ = [
     "GateResult",
     "KeepDense",
     "Latency",
+    "LaunchPool",
     "LaunchRatio",
     "LayerSignature",
     "LayerStudy",
@@ -97,6 +113,7 @@ __all__ = [
     "ParityEvidence",
     "PlannedLayer",
     "Promotion",
+    "RankEnforcement",
     "RankPlan",
     "RankPoint",
     "RankStudy",

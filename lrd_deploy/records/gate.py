@@ -6,10 +6,11 @@ A slowdown is a share: 0.05 is 5 % slower than the baseline. `low` is a one-side
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import log1p
-from typing import Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lrd_deploy.records.environment import Environment
 from lrd_deploy.records.graphs import TensorInfo
@@ -17,6 +18,7 @@ from lrd_deploy.records.record import Record
 
 Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 DecidedBy = Literal["baseline", "accuracy", "parity", "latency"]
+Against = Literal["baseline", "anchor"]
 
 
 class GatePolicy(Record):
@@ -47,6 +49,12 @@ class GatePolicy(Record):
     tolerance: float | None = Field(default=None, ge=0)
     max_accuracy_drop: float | None = Field(default=None, ge=0, le=1)
 
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.most_launches < self.launches:
+            raise ValueError(f"most_launches, {self.most_launches}, is below launches, {self.launches}")
+        return self
+
     @property
     def threshold(self) -> float:
         """The slowdown that an estimate must exceed to fail."""
@@ -69,7 +77,7 @@ class LaunchRatio(Record):
     Attributes:
         candidate: of the candidate.
         control: of the second copy of the baseline.
-        base_ms: the baseline's median latency alone.
+        base_ms: the baseline's median latency in its blocks.
         candidate_ms: the candidate's.
         base_first: whether the baseline was loaded before the candidate.
         settled: whether latency settled during warm-up.
@@ -83,12 +91,44 @@ class LaunchRatio(Record):
     settled: bool = True
 
 
+class LaunchPool(Record):
+    """Launches kept for replay, in few bytes. `launches` has them as they were, to six digits.
+
+    Attributes:
+        what: which models, on what kind of machine.
+        slowdown: by how much more the candidate computes, as a share; its latency is what was measured.
+        rows: the fields of `LaunchRatio`, in their order.
+        environment: where they were measured.
+    """
+
+    what: str
+    slowdown: float
+    rows: tuple[tuple[float, float, float, float, bool, bool], ...]
+    environment: Environment
+
+    @classmethod
+    def of(cls, launches: Sequence[LaunchRatio], **about: Any) -> Self:
+        """Packs launches."""
+        return cls(rows=tuple(_row(launch) for launch in launches), **about)
+
+    @property
+    def launches(self) -> tuple[LaunchRatio, ...]:
+        """The launches, in the order they were measured."""
+        return tuple(LaunchRatio(**dict(zip(LaunchRatio.model_fields, row, strict=True))) for row in self.rows)
+
+
+def _row(launch: LaunchRatio) -> tuple[Any, ...]:
+    values = launch.model_dump().values()
+    return tuple(round(value, 6) if isinstance(value, float) else value for value in values)
+
+
 class CaseEvidence(Record):
-    """The launches of one batch size: the first set, and the set that confirms a failure."""
+    """The launches of one batch size against one reference: the first set, and the set that confirms a failure."""
 
     name: str
     batch: int
     threads: int
+    against: Against = "baseline"
     launches: tuple[LaunchRatio, ...] = ()
     confirming: tuple[LaunchRatio, ...] = ()
 
@@ -122,12 +162,18 @@ class GateArtefact(Record):
 
 
 class GateEvidence(Record):
-    """All that a verdict rests on. `baseline` is None where there was none to compare with."""
+    """All that a verdict rests on. `baseline` is None where there was none to compare with.
+
+    The anchor is an older reference, such as the last release: it shows what single steps below the threshold add up
+    to.
+    """
 
     measured_at: str
     baseline: GateArtefact | None
     candidate: GateArtefact
+    anchor: GateArtefact | None = None
     outputs: OutputEvidence | None = None
+    anchor_outputs: OutputEvidence | None = None
     parity: ParityEvidence | None = None
     cases: tuple[CaseEvidence, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -217,6 +263,12 @@ class Promotion(Record):
     candidate_ms: float | None = None
     fingerprint: str
     reason: str | None = None
+
+
+class BaselineHistory(Record):
+    """Every promotion of a baseline, oldest first."""
+
+    promotions: tuple[Promotion, ...]
 
 
 class BaselineManifest(Record):

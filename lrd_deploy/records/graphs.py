@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from lrd_deploy.records.environment import Environment
+from lrd_deploy.records.layers import Choice, LayerSignature
 from lrd_deploy.records.record import Record
 
 
@@ -64,11 +66,12 @@ class ExportedPair(Record):
 
 
 class Applied(Record):
-    """One rewrite that was done."""
+    """One rewrite that was done. `relative_error` is what a truncation took from the layer's weight."""
 
     rule: str
     node: str
     change: str
+    relative_error: float | None = None
 
 
 class Skipped(Record):
@@ -79,8 +82,52 @@ class Skipped(Record):
     reason: str
 
 
+ChainAction = Literal["keep", "pad", "truncate", "merge"]
+
+
+class ChainOption(Record):
+    """One thing that could be done to a factor chain, and what the chain would take then, in one forward pass.
+
+    `latency_ms` is None where the timings would not settle, or the table has none.
+    """
+
+    action: ChainAction
+    choice: Choice
+    latency_ms: float | None
+    relative_error: float = 0.0
+
+
+class ChainDecision(Record):
+    """What was done to a factor chain, and the times that decided; no options where it could not be timed.
+
+    `choice` is the form that it was left in, None where that is none that can be timed.
+    """
+
+    chain: str
+    action: ChainAction
+    choice: Choice | None
+    signature: LayerSignature | None
+    options: tuple[ChainOption, ...]
+    reason: str
+
+
+class RankEnforcement(Record):
+    """How the ranks of a graph's factor chains were decided: for which deployment, and on which machine's times."""
+
+    backend: str
+    batch: int
+    threads: int
+    measured_on: Environment | None
+    max_error: float | None
+    decisions: tuple[ChainDecision, ...]
+    notes: tuple[str, ...] = ()
+
+
 class RewriteReport(Record):
-    """What a list of rules did to a graph. `max_abs_difference` is None until the outputs were compared."""
+    """What a list of rules did to a graph. The differences are None until the outputs were compared.
+
+    `enforced` is there where measured latencies decided.
+    """
 
     path: Path
     sha256: str
@@ -88,6 +135,8 @@ class RewriteReport(Record):
     applied: tuple[Applied, ...]
     skipped: tuple[Skipped, ...]
     max_abs_difference: float | None = None
+    relative_l2_difference: float | None = None
+    enforced: RankEnforcement | None = None
 
 
 class RewrittenModel(Record):

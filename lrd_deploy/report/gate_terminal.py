@@ -1,4 +1,4 @@
-"""A gate's result for the terminal: the verdict, the cases, then reasons and warnings."""
+"""A gate's records for the terminal: the verdict, the cases, then reasons and warnings."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from collections.abc import Sequence
 
 from rich import box
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from lrd_deploy.records import GateResult, Verdict
+from lrd_deploy.records import BaselineManifest, GateResult, SelfTest, Verdict
 from lrd_deploy.report.gate_wording import CASE_COLUMNS, CaseRow, bounds_sentence, case_rows, headline
+from lrd_deploy.report.terminal import table
 
 _STYLES: dict[Verdict, str] = {"PASS": "bold green", "FAIL": "bold red", "INCONCLUSIVE": "bold yellow"}
 _UNBOUNDED = 10_000
@@ -30,6 +32,36 @@ def gate_table(result: GateResult) -> RenderableType:
     if not result.cases:
         return Group(first, *lines)
     return Group(first, "", _Cases(result), Text(bounds_sentence(result.policy), style="dim"), "", *lines)
+
+
+def self_test_table(found: SelfTest) -> RenderableType:
+    """How often gates gave each verdict, with launches drawn anew and with every launch used once."""
+    rows = [
+        (f"{rates.slowdown:+.0%}", how, *(f"{share:.1%}" for share in (rates.fail, rates.passed, rates.inconclusive)),
+         str(rates.gates), f"{rates.mean_launches:.1f}")
+        for how, several in (("drawn anew", found.resampled), ("used once", found.disjoint))
+        for rates in several
+    ]  # fmt: skip
+    columns = ("slowdown", "launches", "FAIL", "PASS", "INCONCLUSIVE", "gates", "launches per gate")
+    return Group(
+        table(columns, rows),
+        f"from {found.launches} launches of the model beside itself; between launches the ratio varies by "
+        f"{found.per_launch_sd:.1%} (SD). Slowdowns are simulated by scaling the candidate's times.",
+        f"a false alarm is FAIL at +0%; a slowdown of {found.policy.max_slowdown:.0%} must be found",
+    )
+
+
+def baseline_table(manifest: BaselineManifest, folder: str) -> RenderableType:
+    """What a bundle holds, and how to use it."""
+    promotion = manifest.promotion
+    labels = "with labels" if manifest.labelled else "without labels: agreement is gated instead of accuracy"
+    lines = [
+        f"{manifest.model} is the baseline in {folder} (sha256 {promotion.model_sha256[:16]}, opset {manifest.opset})",
+        f"{manifest.samples} samples, {labels}; promoted {promotion.promoted_at}",
+        *([f"promoted without a PASS: {promotion.reason}"] if promotion.reason else []),
+        f"gate a candidate: lrd-deploy gate --baseline {folder} --candidate CANDIDATE.onnx",
+    ]
+    return Group(*(escape(line) for line in lines))
 
 
 class _Cases:

@@ -27,11 +27,12 @@ from lrd_deploy.records import (
 from lrd_deploy.report import gate_wording as gates
 from lrd_deploy.report import wording
 from lrd_deploy.report.canvas import PALETTE
+from lrd_deploy.report.ci.reproduce import gate_command
 from lrd_deploy.report.figures import faster, launch_ratios, layer_latencies, short_name, training_curves
 from lrd_deploy.report.gate_figures import case_plots
 from lrd_deploy.report.leftovers import dense_layers, refused_engines, skipped_rewrites
 from lrd_deploy.report.plan_figures import form_marks, front_plot, staircase_plots
-from lrd_deploy.report.reproduce import gate_commands, gate_digests, model_digests, run_commands
+from lrd_deploy.report.reproduce import gate_digests, model_digests, run_commands
 from lrd_deploy.version import __version__
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ def _gate_part(gate: GateResult) -> dict[str, Any]:
         "output_rows": gates.output_rows(evidence.outputs, gate.policy) if evidence.outputs else [],
         "parity_rows": gates.parity_rows(evidence.parity) if evidence.parity else [],
         "policy_rows": gates.policy_rows(gate.policy),
-        "gate_commands": gate_commands(gate),
+        "gate_commands": gate_command(gate),
         "gate_files": gate_digests(gate),
     }
 

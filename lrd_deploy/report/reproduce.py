@@ -34,17 +34,8 @@ def run_commands(
 
 def gate_digests(result: GateResult) -> list[tuple[str, str]]:
     """Returns (file, SHA-256) of the models that took part."""
-    models = (result.evidence.baseline, result.evidence.candidate)
+    models = (result.evidence.baseline, result.evidence.anchor, result.evidence.candidate)
     return [(model.name, model.sha256) for model in models if model is not None]
-
-
-def gate_commands(result: GateResult) -> str:
-    """Returns what to type to judge the same files again."""
-    baseline = result.evidence.baseline
-    compared = f"--baseline {quote(baseline.name)} " if baseline is not None else ""
-    limit = f"--max-slowdown {result.policy.max_slowdown:g}"
-    gate = f"lrd-deploy gate {compared}--candidate {quote(result.evidence.candidate.name)} {limit}"
-    return "\n".join([*_check(gate_digests(result)), gate])
 
 
 def _check(digests: Sequence[tuple[str, str]]) -> list[str]:

@@ -19,6 +19,7 @@ from lrd_deploy.records import (
     Epoch,
     FactorisedWeight,
     OutputDifference,
+    RankEnforcement,
     RankPlan,
     RewriteReport,
     RunRecord,
@@ -128,12 +129,41 @@ def _rate(epoch: Epoch) -> str:
 
 
 def rewrite_table(report: RewriteReport) -> RenderableType:
-    """What was done and what was not."""
+    """What was done and what was not; where latencies decided, every chain's times before it."""
     rows = [(entry.rule, entry.node, entry.change) for entry in report.applied]
     rows += [(entry.rule, entry.node, f"skipped: {entry.reason}") for entry in report.skipped]
-    difference = "" if report.max_abs_difference is None else f"; largest difference {report.max_abs_difference:.1e}"
-    summary = f"{len(report.applied)} rewritten, {len(report.skipped)} skipped{difference}"
-    return Group(table(("rule", "node", "change"), rows), summary) if rows else Group("no factors found; " + summary)
+    summary = f"{len(report.applied)} rewritten, {len(report.skipped)} skipped{_moved(report)}"
+    if not rows:
+        return Group("no factors found; " + summary)
+    done = table(("rule", "node", "change"), rows)
+    return Group(*_times(report.enforced), done, summary) if report.enforced else Group(done, summary)
+
+
+def _times(enforced: RankEnforcement) -> list[RenderableType]:
+    """The times that decided, in milliseconds of one pass, and for which deployment they are."""
+    rows = []
+    for decision in enforced.decisions:
+        for option in decision.options:
+            mark = "chosen" if option.choice == decision.choice else ""
+            error = f"{option.relative_error:.2g}" if option.relative_error else ""
+            rows.append(
+                (decision.chain, option.action, str(option.choice), milliseconds(option.latency_ms), error, mark)
+            )
+    where = f", on {enforced.measured_on.cpu}" if enforced.measured_on else ""
+    lines = [
+        f"latencies in {enforced.backend}, batch {enforced.batch}, threads {enforced.threads}{where}",
+        *(f"note: {note}" for note in enforced.notes),
+    ]
+    return [table(("factors", "could", "form", "ms", "error", ""), rows), *(escape(line) for line in lines)]
+
+
+def _moved(report: RewriteReport) -> str:
+    if report.max_abs_difference is None:
+        return ""
+    return (
+        f"; largest difference of the outputs {report.max_abs_difference:.1e}, "
+        f"relative L2 {report.relative_l2_difference:.1e}"
+    )
 
 
 def checkpoint_table(report: CheckpointReport) -> RenderableType:

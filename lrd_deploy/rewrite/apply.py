@@ -44,13 +44,25 @@ def apply_rules(
 ) -> tuple[ModelProto, tuple[Applied, ...], tuple[Skipped, ...]]:
     """Returns the new model, what was done and what was not; a model that no rule changes comes back as it was."""
     _refuse_overridable_initializers(model)
-    named = ModelProto()
-    named.CopyFrom(model)
-    _name_nodes_(named.graph)
+    named = _named(model)
     with _quiet_graphsurgeon():
         graph = gs.import_onnx(named)
         applied, skipped = _apply_(graph, rules)
         return (_exported(graph, named) if applied else model), applied, skipped
+
+
+def graph_of(model: ModelProto) -> gs.Graph:
+    """Returns the graph as rules get to see it, every node with a name of its own; to look at, not to change."""
+    _refuse_overridable_initializers(model)
+    with _quiet_graphsurgeon():
+        return gs.import_onnx(_named(model))
+
+
+def _named(model: ModelProto) -> ModelProto:
+    named = ModelProto()
+    named.CopyFrom(model)
+    _name_nodes_(named.graph)
+    return named
 
 
 @contextmanager
@@ -74,7 +86,10 @@ def _apply_(graph: gs.Graph, rules: Sequence[Rule]) -> tuple[tuple[Applied, ...]
             if reason:
                 skipped.append(Skipped(rule=rule.name, node=name, reason=reason))
             else:
-                applied.append(Applied(rule=rule.name, node=name, change=rule.rewrite(match)))
+                change = rule.rewrite(match)
+                applied.append(
+                    Applied(rule=rule.name, node=name, change=change.text, relative_error=change.relative_error)
+                )
     return tuple(applied), tuple(skipped)
 
 
@@ -131,7 +146,7 @@ def _check_names(graph: gs.Graph) -> None:
 
 
 def _copy_metadata(before: ModelProto, after: ModelProto) -> None:
-    """Carries over metadata and doc strings of the model, the graph, and every node; a factor has its layer's."""
+    """Carries over metadata and doc strings of the model, the graph and every node; factors and layers share theirs."""
     for field in ("model_version", "domain"):
         if getattr(before, field):
             setattr(after, field, getattr(before, field))
@@ -140,16 +155,19 @@ def _copy_metadata(before: ModelProto, after: ModelProto) -> None:
     after.doc_string, after.graph.doc_string = before.doc_string, before.graph.doc_string
     nodes = {node.name: node for node in before.graph.node}
     for node in after.graph.node:
-        source = nodes.get(node.name) or nodes.get(_layer_of(node.name))
+        source = next((nodes[name] for name in _earlier_names(node.name) if name in nodes), None)
         if source is not None:
             _copy_properties(source, node)
             node.doc_string = source.doc_string
 
 
-def _layer_of(name: str) -> str | None:
-    """The layer that a node is named as a factor of, or None."""
+def _earlier_names(name: str) -> Iterator[str]:
+    """What a node may have been before the rules: itself, the layer that it is a factor of, or the first of factors."""
+    yield name
     layer, _, factor = name.rpartition(".")
-    return layer if factor in get_args(FactorName) else None
+    if factor in get_args(FactorName):
+        yield layer
+    yield from (f"{name}.down", f"{name}.first", name.partition(" + ")[0])
 
 
 def _copy_properties(before: object, after: object) -> None:

@@ -11,6 +11,7 @@ import onnx_graphsurgeon as gs
 from lrd_deploy.decompose.factorize import Factors, factors_of
 from lrd_deploy.ranks.forms import FactorShape, factor_shapes, fits, largest_ranks, ranks_of
 from lrd_deploy.records import Choice, KeepDense, LayerSignature
+from lrd_deploy.rewrite.rule import Change
 from lrd_deploy.rewrite.weighted_node import (
     FAMILY,
     Array,
@@ -81,7 +82,7 @@ class DecomposeNode:
             return refusal
         return None if np.isfinite(weight(node)).all() else "its weight has values that are NaN or infinite"
 
-    def rewrite(self, chosen: ChosenNode) -> str:
+    def rewrite(self, chosen: ChosenNode) -> Change:
         """Puts the factors between the node's input and its output; the node itself goes."""
         dense, choice = chosen.node, chosen.choice
         factors = self.factorise(weight(dense), choice)
@@ -94,7 +95,7 @@ class DecomposeNode:
         detach(dense)
         nodes[-1].outputs = [output]
         chosen.graph.nodes.extend(nodes)
-        return f"dense to {choice}"
+        return Change(f"dense to {choice}")
 
 
 def _taken(name: str, choice: Choice, nodes: Mapping[str, gs.Node]) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import onnx_graphsurgeon as gs
@@ -24,9 +24,13 @@ _FACTOR_NAMES = {("down", "up"), ("first", "core", "last")}
 
 @dataclass(frozen=True)
 class FactorChain:
-    """`down, up` or `first, core, last`: nodes in data-flow order, each feeding the next and nothing else."""
+    """`down, up` or `first, core, last`: nodes in data-flow order, each feeding the next and nothing else.
+
+    `inside` names the node, an If or a Loop, whose body holds the chain; None in the graph itself.
+    """
 
     nodes: tuple[gs.Node, ...]
+    inside: gs.Node | None = None
 
     @property
     def layer(self) -> str | None:
@@ -65,23 +69,21 @@ def find_chains(graph: gs.Graph) -> list[FactorChain]:
 
     By structure alone these are the maximal runs with a rank below the one at which they are exact. A run that is named
     after one layer's factors comes first and may be exact, so that no neighbour takes a factor from it. Whether a run
-    may be changed is for `check_chain`; nodes inside If and Loop bodies are not looked at.
+    may be changed is for `check_chain`, which refuses those inside If and Loop bodies; they come last.
     """
-    members = {id(node) for node in graph.nodes}  # a value's readers may sit in an If or Loop body
-    runs = [_run_from(node, members) for node in graph.nodes if is_weighted(node)]
-    found: dict[int, FactorChain] = {}
-    used: set[int] = set()
-    for accepts in (_is_named, _is_narrow):
-        for position, run in enumerate(runs):
-            chain = next((chain for chain in _beginnings(run, used) if accepts(chain)), None)
-            if chain is not None:
-                found[position] = chain
-                used.update(id(node) for node in chain.nodes)
-    return [found[position] for position in sorted(found)]
+    within = [
+        replace(chain, inside=chain.inside or node)
+        for node in graph.nodes
+        for body in node.subgraphs()
+        for chain in find_chains(body)
+    ]
+    return _chains_of(graph) + within
 
 
 def check_chain(graph: gs.Graph, chain: FactorChain) -> str | None:
     """Returns why no rule may touch this chain, or None."""
+    if chain.inside is not None:
+        return f"it is inside a body of '{chain.inside.name}', a node of type {chain.inside.op}"
     outputs = {id(value) for value in graph.outputs}
     for value in chain.inner:
         if id(value) in outputs:
@@ -95,6 +97,25 @@ def check_chain(graph: gs.Graph, chain: FactorChain) -> str | None:
         if not has_plain_bias(node):
             return f"the bias of '{node.name}' is no constant with one value per channel"
     return None
+
+
+def _chains_of(graph: gs.Graph) -> list[FactorChain]:
+    members = {id(node) for node in graph.nodes}  # a value's readers may sit in an If or Loop body
+    runs = [_run_from(node, members) for node in graph.nodes if is_weighted(node)]
+    found: dict[int, FactorChain] = {}
+    used: set[int] = set()
+    for accepts in (_is_named, _is_narrow):
+        for position, run in enumerate(runs):
+            chain = next((chain for chain in _beginnings(run, used) if accepts(chain)), None)
+            if chain is not None:
+                found[position] = chain
+                used.update(id(node) for node in chain.nodes)
+    return [found[position] for position in sorted(found)]
+
+
+def ranks_in_words(ranks: tuple[int, ...]) -> str:
+    """Returns "rank 6 is" or "ranks 6, 9 are", for the sentences of reports."""
+    return f"rank {ranks[0]} is" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))} are"
 
 
 def _run_from(node: gs.Node, members: set[int]) -> list[gs.Node]:

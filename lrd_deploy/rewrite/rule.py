@@ -8,9 +8,24 @@ reports can name it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import onnx_graphsurgeon as gs
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a rewrite did.
+
+    Attributes:
+        text: in words, for reports.
+        relative_error: what the layer lost, ‖W − Ŵ‖F / ‖W‖F; None of a rule that leaves nothing out, and of
+            `decompose_node`, where the plan says it.
+    """
+
+    text: str
+    relative_error: float | None = None
 
 
 class Match(Protocol):
@@ -35,5 +50,5 @@ class Rule(Protocol[MatchT]):
     def check(self, graph: gs.Graph, match: MatchT, /) -> str | None:
         """Returns the reason why this place must stay as it is, or None."""
 
-    def rewrite(self, match: MatchT, /) -> str:
+    def rewrite(self, match: MatchT, /) -> Change:
         """Changes a checked place, in place, and says what was changed."""

@@ -7,6 +7,8 @@ from typing import Literal
 
 import onnx_graphsurgeon as gs
 
+from lrd_deploy.rewrite.weighted_node import kernel_size
+
 AutoPad = Literal["SAME_UPPER", "SAME_LOWER"]
 _ATTRIBUTES = ("kernel_shape", "strides", "pads", "dilations", "auto_pad")
 
@@ -67,7 +69,7 @@ def pads_in_one_way(placed: Windows) -> bool:
 
 
 def _window(node: gs.Node, axis: int) -> Window:
-    kernel = node.inputs[1].shape[2 + axis]
+    kernel = kernel_size(node)[axis]
     stride, dilation = (node.attrs.get(name, (1, 1))[axis] for name in ("strides", "dilations"))
     return Window(kernel, stride, dilation if kernel > 1 else 1, _pads(node, axis, kernel))
 

@@ -6,7 +6,7 @@ from lrd_deploy.bench.compare import compare, conclude
 from lrd_deploy.bench.environment import environment
 from lrd_deploy.bench.launch import LaunchSamples
 from lrd_deploy.bench.layer_graph import layer_graph, layer_input
-from lrd_deploy.errors import BackendError
+from lrd_deploy.errors import BackendError, UsageError
 from lrd_deploy.recipe.settings import Bench
 from lrd_deploy.records import Comparison, KeepDense, LayerSignature
 
@@ -71,3 +71,9 @@ def test_a_worker_that_cannot_run_a_model_is_told_with_its_last_words(tmp_path):
     wrong = {"x": np.zeros((4, 9), np.float32)}
     with pytest.raises(BackendError, match=r"fresh process \(worker\).*Got: 9 Expected: 8"):
         compare(tmp_path / "a.onnx", tmp_path / "a.onnx", wrong, Bench(launches=4))
+
+
+def test_more_threads_than_cores_are_refused(tmp_path):
+    inputs = linear(8, tmp_path / "a.onnx")
+    with pytest.raises(UsageError, match=r"measuring inference: 1000 threads; at most \d+, the cores"):
+        compare(tmp_path / "a.onnx", tmp_path / "a.onnx", inputs, Bench(threads=1000, launches=4))

@@ -10,9 +10,10 @@ import onnx
 import pytest
 import yaml
 
+from lrd_deploy.bench.latency_table import Conditions, LatencyRow, LatencyTable
 from lrd_deploy.bench.layer_graph import layer_graph
 from lrd_deploy.cli.main import GROUPS, VERBS, exit_code
-from lrd_deploy.records import SVD, KeepDense, LayerSignature
+from lrd_deploy.records import SVD, Environment, KeepDense, LayerSignature
 from tests.report.folders import write_gate, write_run
 
 SIGNATURE = LayerSignature(kind="linear", in_channels=16, out_channels=16)
@@ -97,6 +98,88 @@ def test_rewrite_pads_and_merges_and_the_outputs_stay(call, factors, tmp_path):
     assert call("verify", tmp_path / "p.onnx", tmp_path / "m.onnx")[0] == 0
 
 
+def test_truncation_says_what_it_cost_and_fails_beyond_what_is_allowed(call, factors, tmp_path):
+    out = tmp_path / "t.onnx"
+    code, printed, _ = call("rewrite", factors, "-o", out, "--mode", "truncate", "--quantum", 4, "--json")
+    report = json.loads(printed)
+    assert code == 0
+    assert report["applied"][0]["relative_error"] > 0.01
+    assert report["relative_l2_difference"] > 0.01
+    assert call("rewrite", factors, "-o", out, "--mode", "truncate", "--quantum", 4, "--max-error", 0.9)[0] == 0
+    before = out.read_bytes()
+    limited = ("rewrite", factors, "-o", out, "--mode", "truncate", "--quantum", 4, "--max-error", 0.01)
+    assert refused(call(*limited), "outputs that differ by", "at most 0.01, as --max-error says")
+    assert out.read_bytes() == before
+
+
+def latencies(path, batch, milliseconds):
+    """A table of another machine, with these latencies of the layer that `factors` holds."""
+    conditions = Conditions(backend="onnxruntime", batch=batch, threads=1, fingerprint="elsewhere")
+    there = Environment(fingerprint="elsewhere", cpu="other", cores=2, system="s", python="3", packages={})
+    table = LatencyTable(environments={"elsewhere": there})
+    for choice, latency_ms in milliseconds.items():
+        table.add(
+            LatencyRow(
+                conditions=conditions,
+                signature=SIGNATURE,
+                choice=choice,
+                latency_ms=latency_ms,
+                spread=0.0,
+                settled=True,
+                samples=9,
+            )
+        )
+    return table.write(path)
+
+
+def test_ranks_are_enforced_by_the_latencies_of_a_table(call, factors, tmp_path):
+    milliseconds = {SVD(rank=6): 3.0, SVD(rank=8): 1.0, SVD(rank=16): 2.0, KeepDense(): 4.0}
+    table, out = latencies(tmp_path / "t.jsonl", 2, milliseconds), tmp_path / "o.onnx"
+    auto = ("--mode", "auto", "--table", table, "--batch", 2)
+    code, printed, _ = call("rewrite", factors, "-o", out, *auto, "--json")
+    report = json.loads(printed)
+    assert code == 0
+    assert [(entry["rule"], entry["change"]) for entry in report["applied"]] == [("pad_rank", "rank 6 is padded to 8")]
+    assert (report["enforced"]["batch"], report["enforced"]["threads"]) == (2, 1)
+    code, printed, _ = call("rewrite", out, "-o", tmp_path / "again.onnx", *auto, "--json")
+    assert code == 0
+    assert json.loads(printed)["modified"] is False
+    assert (tmp_path / "again.onnx").read_bytes() == out.read_bytes()
+    code, printed, _ = call("rewrite", factors, "-o", out, *auto)
+    assert code == 0
+    assert "latencies in onnxruntime, batch 2, threads 1, on other" in printed
+
+
+def test_ranks_are_enforced_by_what_is_measured_here_where_there_is_no_table(call, factors, tmp_path):
+    table = tmp_path / "kept" / "t.jsonl"
+    arguments = ("rewrite", factors, "-o", tmp_path / "o.onnx", "--mode", "auto", "--batch", 2, "--json")
+    code, printed, _ = call(*arguments, "--table", table)
+    assert code == 0
+    decision, *_ = json.loads(printed)["enforced"]["decisions"]
+    assert {"keep", "pad", "merge"} == {option["action"] for option in decision["options"]}
+    assert len(LatencyTable.read(table).rows) >= 4
+    assert call(*arguments)[0] == 0
+
+
+def test_balancing_keeps_the_outputs_to_the_last_bit(call, factors, tmp_path):
+    model = onnx.load(factors)
+    weight = model.graph.initializer[0]
+    weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * np.float32(1024), weight.name))
+    onnx.save(model, factors)
+    code, printed, _ = call("rewrite", factors, "-o", tmp_path / "b.onnx", "--mode", "balance", "--json")
+    report = json.loads(printed)
+    assert code == 0
+    assert report["modified"]
+    assert report["max_abs_difference"] == 0.0
+
+
+def test_outputs_are_compared_on_inputs_that_are_given(call, factors, tmp_path):
+    np.savez(tmp_path / "x.npz", x=np.zeros((3, 16), np.float32))
+    arguments = ("rewrite", factors, "-o", tmp_path / "t.onnx", "--mode", "truncate", "--quantum", 4)
+    report = json.loads(call(*arguments, "--inputs", tmp_path / "x.npz", "--json")[1])
+    assert report["relative_l2_difference"] < 1e-6  # a bias is all that is left, and it is kept
+
+
 def test_verify_is_1_when_outputs_differ(call, factors, tmp_path):
     onnx.save(layer_graph(SIGNATURE, KeepDense()), tmp_path / "other.onnx")
     code, out, _ = call("verify", factors, tmp_path / "other.onnx", "--json")
@@ -119,20 +202,26 @@ def test_bench_prints_the_comparison(call, factors, tmp_path):
     assert len((tmp_path / "s.jsonl").read_text().splitlines()) == 4
 
 
-@pytest.mark.parametrize("verb", ["rewrite", "build", "verify", "bench"])
+@pytest.mark.parametrize("verb", ["compress", "rewrite", "build", "verify", "bench"])
 @pytest.mark.parametrize("content", [b"", b"rubbish", None])
 def test_a_file_that_is_no_model_is_refused_by_every_verb(call, tmp_path, verb, content):
     path = tmp_path / "m.onnx"
     if content is not None:
         path.write_bytes(content)
-    arguments = {"rewrite": ["-o", tmp_path / "o"], "build": ["-o", tmp_path / "o"]}.get(verb, [path])
+    arguments = ["-o", tmp_path / "o"] if verb in {"compress", "rewrite", "build"} else [path]
     assert refused(call(verb, path, *arguments), "m.onnx")
     assert not (tmp_path / "o").exists()
 
 
 def test_bad_options_are_refused_with_what_is_accepted(call, factors, tmp_path):
     out = tmp_path / "o.onnx"
-    assert refused(call("rewrite", factors, "-o", out, "--mode", "guess"), "or --mode merge without one")
+    assert refused(
+        call("rewrite", factors, "-o", out, "--mode", "guess"), "--mode truncate with --quantum, --max-error"
+    )
+    assert refused(call("rewrite", factors, "-o", out, "--mode", "merge", "--quantum", 8), "leave out --quantum")
+    assert refused(
+        call("rewrite", factors, "-o", out, "--batch", 8), "--mode auto with --quantum, --max-error, --table"
+    )
     assert refused(call("build", factors, "-o", out, "--backend", "tvm"), "one of: onnxruntime, tensorrt, tensorrt-rtx")
     assert refused(call("build", factors, "-o", out, "--min-batch", 9), "min ≤ opt ≤ max")
     assert refused(call("report", tmp_path), "no run.json in it")
@@ -400,6 +489,37 @@ def test_an_onnx_file_is_planned_without_a_recipe(call, onnx_file, tmp_path):
 )
 def test_goals_that_make_no_sense_are_refused(call, onnx_file, arguments, reason):
     assert refused(call("plan", str(onnx_file), *arguments), reason)
+
+
+@pytest.mark.slow
+def test_an_onnx_file_is_compressed_without_training(call, onnx_file, tmp_path):
+    data, out = tmp_path / "data.npz", tmp_path / "fast.onnx"
+    np.savez(data, x=np.random.default_rng(0).standard_normal((40, 64, 12, 12)).astype(np.float32))
+    arguments = ("compress", onnx_file, "-o", out, "--target-speedup", 1.1, "--calibration-data", data, "--quick")
+    code, printed, err = call(*arguments, "--batch", 4, "--folder", tmp_path / "kept", "--json")
+    assert code == 0, err
+    done = json.loads(printed)
+    assert [layer["name"] for layer in done["layers"]] == ["conv"]
+    assert done["speedup"]["launches"] == 4
+    assert 0 < done["output_error"] < 1
+    assert (tmp_path / "kept" / "latency.jsonl").is_file()
+    assert call("verify", onnx_file, out, "--tolerance", 1)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--target-speedup", "2", "--max-error", "0.1"], "exactly one of"),
+        (["--target-speedup", "0.5"], "greater than 1"),
+        (["--max-error", "0"], "greater than 0"),
+        (["--calibration-data", "none.npz"], "none.npz"),
+        (["--table", "none.jsonl"], "none.jsonl"),
+    ],
+)
+def test_goals_of_a_compression_that_make_no_sense_are_refused(call, onnx_file, tmp_path, arguments, reason):
+    out = tmp_path / "o.onnx"
+    assert refused(call("compress", onnx_file, "-o", out, "--folder", tmp_path / "kept", *arguments), reason)
+    assert not out.exists()
 
 
 def test_options_of_an_onnx_file_are_refused_with_a_recipe(call, tiny_recipe):

@@ -238,9 +238,27 @@ def test_weights_that_are_fed_are_refused(node):
 
 
 def test_weights_that_nodes_compute_from_constants_are_refused():
+    nodes = [helper.make_node("Neg", ["v"], ["w"]), matmul()]
+    layer = survey_beside_spare(nodes, {"v": array(4, 3)}, {"x": (BATCH, 4)})["n"]
+    assert layer.refusal == "its weight is not a constant"
+
+
+def test_weights_are_read_through_identity_and_transpose():
+    nodes = [
+        helper.make_node("Identity", ["v"], ["i"]),
+        helper.make_node("Transpose", ["i"], ["w"], perm=[1, 0]),
+        matmul(),
+    ]
+    layer = survey_beside_spare(nodes, {"v": array(3, 4)}, {"x": (BATCH, 4)})["n"]
+    assert layer.refusal is None
+    assert (layer.signature.in_channels, layer.signature.out_channels) == (4, 3)
+    np.testing.assert_array_equal(layer.weight(), array(3, 4))
+
+
+def test_a_transpose_without_axes_turns_a_matrix_round():
     nodes = [helper.make_node("Transpose", ["v"], ["w"]), matmul()]
     layer = survey_beside_spare(nodes, {"v": array(3, 4)}, {"x": (BATCH, 4)})["n"]
-    assert layer.refusal == "its weight is not a constant"
+    np.testing.assert_array_equal(layer.weight(), array(3, 4))
 
 
 def test_weights_that_a_caller_may_override_are_refused():

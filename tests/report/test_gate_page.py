@@ -37,7 +37,7 @@ def test_beside_a_run_the_gate_s_verdict_comes_first_and_its_evidence_last(tmp_p
 
 def test_the_page_of_a_gate_says_from_which_files_and_how_to_judge_again(tmp_path):
     page = render(write_gate(tmp_path, name="it's new.onnx"))
-    assert f"{'a' * 64}  baseline.onnx" in page
+    assert "a" * 64 in page
     assert (
         "--baseline baseline.onnx --candidate &#39;it&#39;&#34;&#39;&#34;&#39;s new.onnx&#39; --max-slowdown 0.05"
         in page

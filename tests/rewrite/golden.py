@@ -9,9 +9,11 @@ from lrd_deploy.decompose.factorize import SVDFactors, Tucker2Factors
 from lrd_deploy.ranks.matricisation import Matricisation, as_kernel
 from lrd_deploy.records import SVD, ChannelSVD, SpatialSVD, Tucker2
 from lrd_deploy.rewrite.apply import apply_rules
+from lrd_deploy.rewrite.balance_factors import BalanceFactors
 from lrd_deploy.rewrite.decompose_node import DecomposeNode
 from lrd_deploy.rewrite.merge_factors import MergeFactors
 from lrd_deploy.rewrite.pad_rank import PadRank
+from lrd_deploy.rewrite.truncate_rank import TruncateRank
 
 GRAPHS = Path(__file__).parents[2] / "graphs"
 CHOICES = {
@@ -36,8 +38,18 @@ def factors_without_arithmetic(weight, choice):
     return SVDFactors(down[:, :, 0, 0], up[:, :, 0, 0]) if weight.ndim == 2 else SVDFactors(down, up)
 
 
+def components_without_arithmetic(factors, ranks):
+    """The first components as they are: exact where the others are zero, as they are in the golden graphs."""
+    if isinstance(factors, Tucker2Factors):
+        rank_in, rank_out = ranks
+        return Tucker2Factors(factors.first[:rank_in], factors.core[:rank_out, :rank_in], factors.last[:, :rank_out])
+    return SVDFactors(factors.down[: ranks[0]], factors.up[:, : ranks[0]])
+
+
 RULES = {
     "pad_rank": PadRank(quantum=4),
+    "truncate_rank": TruncateRank(quantum=2, lower=components_without_arithmetic),
+    "balance_factors": BalanceFactors(),
     "merge_factors": MergeFactors(),
     "decompose_node": DecomposeNode(CHOICES, factors_without_arithmetic),
 }

@@ -1,0 +1,75 @@
+"""`lrd-deploy compress`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lrd_deploy.cli.recipe_argument import JsonOption, TableOption
+
+if TYPE_CHECKING:
+    from lrd_deploy.recipe import LatencyRank
+
+
+def compress(
+    model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="Any trained ONNX file.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Where the result goes.")],
+    target_speedup: Annotated[float | None, typer.Option(help="How much faster, with the least error. [2]")] = None,
+    max_error: Annotated[
+        float | None, typer.Option(help="Or: as fast as it gets with outputs within this relative L2 difference.")
+    ] = None,
+    calibration_data: Annotated[
+        Path | None,
+        typer.Option(help="An .npz file of real inputs by name; a quarter is held out to judge on. [random inputs]"),
+    ] = None,
+    quantum: Annotated[
+        int | None, typer.Option(min=1, help="Ranks become multiples of this. [found by timing]")
+    ] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="The deployed batch. [8, or what the model fixes]")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="The deployed threads. [1]")] = None,
+    table: TableOption = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="Keeps the latencies that were measured, for the next call. [runs/MODEL]")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="4 launches instead of 8: a wider interval, sooner.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a trained ONNX file faster without training it: factors by measured latency, biases corrected."""
+    from lrd_deploy.cli.console import ConsoleObserver, show
+    from lrd_deploy.export.onnx_file import read_model
+    from lrd_deploy.pipeline.compressing import compress as compress_file
+    from lrd_deploy.pipeline.compressing import measuring_here
+    from lrd_deploy.pipeline.onnx_bench import deployed_bench
+    from lrd_deploy.pipeline.onnx_samples import random_samples, stored_samples
+    from lrd_deploy.report.compression import compression_table
+
+    goal = _goal(model, {"target_speedup": target_speedup, "max_error": max_error, "quantum": quantum})
+    bench = deployed_bench(read_model(model), batch, threads, launches=4 if quick else 8)
+    samples = stored_samples(calibration_data, bench.batch) if calibration_data else random_samples(model, bench.batch)
+    kept = folder or Path("runs", model.stem)
+    with ConsoleObserver() as observer:
+        inputs, store = samples.held_out[0], kept / "latency.jsonl"
+        measuring = measuring_here(model, inputs, bench, store, table or (), observer)
+        done = compress_file(model, output, goal, samples, measuring, observer)
+    show(done, compression_table(done), as_json=as_json)
+
+
+def _goal(model: Path, asked: dict[str, float | None]) -> LatencyRank:
+    from pydantic import ValidationError
+
+    from lrd_deploy.errors import UsageError
+    from lrd_deploy.recipe import LatencyRank
+
+    given = {name: value for name, value in asked.items() if value is not None}
+    default = {} if given.keys() & {"target_speedup", "max_error"} else {"target_speedup": 2.0}
+    try:
+        return LatencyRank(**default, **given)
+    except ValidationError as exc:
+        raise UsageError(
+            f"compressing '{model}'",
+            found=", ".join(f"--{name.replace('_', '-')} {value:g}" for name, value in given.items()),
+            accepted=exc.errors()[0]["msg"],
+            remedy="correct the options",
+        ) from exc

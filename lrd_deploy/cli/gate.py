@@ -1,0 +1,216 @@
+"""`lrd-deploy gate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lrd_deploy.cli.recipe_argument import JsonOption
+
+if TYPE_CHECKING:
+    from lrd_deploy.records import GatePolicy, GateResult
+
+_EXIT_CODES = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 3}
+
+Baseline = Annotated[
+    Path | None, typer.Option(metavar="DIR|A.onnx", help="What to compare with: a promoted bundle, or a model.")
+]
+Candidate = Annotated[Path | None, typer.Option(metavar="B.onnx", help="What may have become slower.")]
+Anchor = Annotated[
+    Path | None, typer.Option(metavar="DIR|A.onnx", help="An older reference besides, such as the last release.")
+]
+Inputs = Annotated[
+    Path | None,
+    typer.Option(help="An .npz file of samples by input name, with 'labels' if accuracy counts. [the bundle's]"),
+]
+Batch = Annotated[list[int] | None, typer.Option(min=1, help="May be given several times. [8]")]
+MaxSlowdown = Annotated[float, typer.Option(help="A slowdown of this share must be found.")]
+MaxAccuracyDrop = Annotated[
+    float | None, typer.Option(help="Largest loss of top-1 accuracy, or of agreement where there are no labels.")
+]
+Tolerance = Annotated[
+    float | None, typer.Option(help="Largest relative L2 difference of outputs. [what float32 rounding explains]")
+]
+Quantum = Annotated[int | None, typer.Option(min=2, help="Ranks must be multiples of it.")]
+Launches = Annotated[int, typer.Option(help="Fresh processes before the first look; even.")]
+MostLaunches = Annotated[int, typer.Option(help="Fresh processes after which it cannot tell.")]
+Confirm = Annotated[bool, typer.Option(help="A failure needs a second set of launches that fails too.")]
+Out = Annotated[Path, typer.Option(help="Gets gate.json and samples.jsonl.")]
+Judge = Annotated[
+    Path | None, typer.Option(metavar="GATE.json", help="Judge a stored result by these options; measure nothing.")
+]
+SelfTest = Annotated[
+    bool, typer.Option("--self-test", help="Instead: how often this gate errs on this machine; about 2 minutes.")
+]
+Junit = Annotated[Path | None, typer.Option(metavar="FILE", help="JUnit XML.")]
+Markdown = Annotated[Path | None, typer.Option(metavar="FILE", help="A summary in markdown.")]
+Github = Annotated[bool, typer.Option("--github", help="Annotations, and the summary of the step, for GitHub Actions.")]
+GitlabMetrics = Annotated[Path | None, typer.Option(metavar="FILE", help="OpenMetrics text.")]
+BenchmarkJson = Annotated[Path | None, typer.Option(metavar="FILE", help="customSmallerIsBetter JSON.")]
+BencherJson = Annotated[Path | None, typer.Option(metavar="FILE", help="Bencher Metric Format.")]
+
+
+def gate(
+    baseline: Baseline = None,
+    candidate: Candidate = None,
+    anchor: Anchor = None,
+    inputs: Inputs = None,
+    batch: Batch = None,
+    threads: Annotated[int, typer.Option(min=1)] = 1,
+    max_slowdown: MaxSlowdown = 0.05,
+    max_accuracy_drop: MaxAccuracyDrop = None,
+    tolerance: Tolerance = None,
+    quantum: Quantum = None,
+    launches: Launches = 6,
+    most_launches: MostLaunches = 12,
+    confirm: Confirm = True,
+    out: Out = Path("runs/gate"),
+    judge: Judge = None,
+    self_test: SelfTest = False,
+    junit: Junit = None,
+    markdown: Markdown = None,
+    github: Github = False,
+    gitlab_metrics: GitlabMetrics = None,
+    benchmark_json: BenchmarkJson = None,
+    bencher_json: BencherJson = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Fail when CANDIDATE is slower than BASELINE: both are measured here, side by side, in fresh processes.
+
+    Exit codes: 0 PASS, or there is no baseline yet · 1 FAIL · 2 an error · 3 INCONCLUSIVE.
+    """
+    from lrd_deploy.cli.console import show
+    from lrd_deploy.report.gate_terminal import gate_table
+
+    policy = _policy(
+        max_slowdown=max_slowdown,
+        max_accuracy_drop=max_accuracy_drop,
+        tolerance=tolerance,
+        launches=launches,
+        most_launches=most_launches,
+        confirm=confirm,
+    )
+    sizes = tuple(batch or (8,))
+    if self_test:
+        _self_test(_given(baseline, "--baseline"), inputs, policy, sizes[0], threads, as_json=as_json)
+        return
+    if judge:
+        result = _judged_again(judge, policy)
+    else:
+        settings = {"batches": sizes, "threads": threads, "quantum": quantum}
+        files = {"baseline": _given(baseline, "--baseline"), "anchor": anchor}
+        result = _measured(files, _given(candidate, "--candidate"), inputs, settings, policy, out)
+    files = {"junit": junit, "markdown": markdown, "gitlab_metrics": gitlab_metrics}
+    _write_reports(result, {**files, "benchmark_json": benchmark_json, "bencher_json": bencher_json}, github=github)
+    show(result, gate_table(result), as_json=as_json)
+    code = 0 if result.decided_by == "baseline" else _EXIT_CODES[result.verdict]
+    if code:
+        raise typer.Exit(code)
+
+
+def _write_reports(result: GateResult, files: dict[str, Path | None], *, github: bool) -> None:
+    """Writes what CI systems read. Annotations go to stderr, which GitHub reads too, so that --json stays alone."""
+    import os
+    import sys
+
+    from lrd_deploy.files import write_text
+    from lrd_deploy.report.ci.bencher import bencher_json
+    from lrd_deploy.report.ci.github import annotations, append_step_summary, step_summary
+    from lrd_deploy.report.ci.github_benchmark import benchmark_json
+    from lrd_deploy.report.ci.gitlab import open_metrics
+    from lrd_deploy.report.ci.junit import junit_xml
+
+    formats = {
+        "junit": junit_xml,
+        "markdown": step_summary,
+        "gitlab_metrics": open_metrics,
+        "benchmark_json": benchmark_json,
+        "bencher_json": bencher_json,
+    }
+    for name, path in files.items():
+        if path is not None:
+            write_text(path, formats[name](result))
+    if github:
+        append_step_summary(result, os.environ)
+        sys.stderr.write(annotations(result))
+
+
+def _measured(
+    files: dict[str, Path | None],
+    candidate: Path,
+    inputs: Path | None,
+    settings: dict[str, Any],
+    policy: GatePolicy,
+    out: Path,
+) -> GateResult:
+    from lrd_deploy.cli.console import ConsoleObserver
+    from lrd_deploy.gate.measure import GateSettings, gate
+    from lrd_deploy.gate.reference import open_reference
+
+    opened = {against: open_reference(path, inputs) for against, path in files.items() if path is not None}
+    references = {against: reference for against, reference in opened.items() if reference is not None}
+    with ConsoleObserver() as observer:
+        for against in opened.keys() - references.keys():
+            observer.note(
+                f"there is no {against} at '{files[against]}' yet; make this candidate the first one: "
+                f"lrd-deploy baseline promote {files[against]} --candidate {candidate}"
+            )
+        if "baseline" not in references:
+            references = {}
+        return gate(references, candidate, GateSettings(**settings), policy, out, observer)
+
+
+def _judged_again(stored: Path, policy: GatePolicy) -> GateResult:
+    from lrd_deploy.gate.judge import judge
+    from lrd_deploy.records import GateResult
+
+    return judge(GateResult.read(stored).evidence, policy)
+
+
+def _self_test(
+    baseline: Path, inputs: Path | None, policy: GatePolicy, batch: int, threads: int, *, as_json: bool
+) -> None:
+    from lrd_deploy.cli.console import ConsoleObserver, show
+    from lrd_deploy.errors import UsageError
+    from lrd_deploy.gate.reference import open_reference
+    from lrd_deploy.gate.self_test import self_test
+    from lrd_deploy.report.gate_terminal import self_test_table
+
+    reference = open_reference(baseline, inputs)
+    if reference is None:
+        raise UsageError(
+            "testing the gate on this machine",
+            found=f"no baseline at '{baseline}'",
+            accepted="a promoted bundle, or an ONNX file",
+            remedy="pass any model of yours with --baseline",
+        )
+    with ConsoleObserver() as observer:
+        found = self_test(reference, policy, batch=batch, threads=threads, observer=observer)
+    show(found, self_test_table(found), as_json=as_json)
+
+
+def _policy(**options: Any) -> GatePolicy:
+    from pydantic import ValidationError
+
+    from lrd_deploy.errors import UsageError
+    from lrd_deploy.records import GatePolicy
+
+    try:
+        return GatePolicy(**options)
+    except ValidationError as exc:
+        first = exc.errors()[0]
+        name = f"--{str(first['loc'][0]).replace('_', '-')}" if first["loc"] else "the options"
+        raise UsageError(
+            "reading the gate's policy",
+            found=f"{name} {first['input']}" if first["loc"] else first["msg"],
+            accepted=first["msg"],
+            remedy="correct the option; shares are such as 0.05 for 5 %",
+        ) from exc
+
+
+def _given(path: Path | None, option: str) -> Path:
+    if path is None:
+        raise typer.BadParameter("is needed, unless --judge is given", param_hint=f"'{option}'")
+    return path

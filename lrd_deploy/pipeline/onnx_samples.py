@@ -1,0 +1,88 @@
+"""Samples to compress an ONNX file by, and others to judge the result on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lrd_deploy.engines.backend import Arrays
+from lrd_deploy.engines.inputs import random_batches_of, repeated, stored_batches
+from lrd_deploy.errors import InputError
+from lrd_deploy.files import storage_errors
+
+_HELD_OUT = 4  # one sample in so many
+_RANDOM_BATCHES, _RANDOM_SAMPLES = 8, 64
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Batches by input name, how many different samples are in them, and in words where they come from."""
+
+    calibration: tuple[Arrays, ...]
+    held_out: tuple[Arrays, ...]
+    source: str
+    calibration_count: int
+    held_out_count: int
+
+
+def random_samples(model: Path, batch: int) -> Samples:
+    """Returns random inputs, for want of real ones: at least 64 samples to calibrate by, and a third of that held out.
+
+    Raises:
+        InputError: the model is invalid, or takes no numbers.
+    """
+    count = max(_RANDOM_BATCHES, -(-_RANDOM_SAMPLES // batch))
+    held_out = -(-count // (_HELD_OUT - 1))
+    batches = random_batches_of(model, batch, count + held_out)
+    source = "random inputs, for want of calibration data: errors on real inputs will differ"
+    size = _size(batches[0])
+    return Samples(tuple(batches[:count]), tuple(batches[count:]), source, count * size, held_out * size)
+
+
+def stored_samples(path: Path, batch: int) -> Samples:
+    """Returns the samples of an .npz file of arrays by input name in batches of one size; the last quarter is held out.
+
+    Samples that do not fill a last batch are left out; where none would be full, one starts over.
+
+    Raises:
+        StorageError: the file cannot be read.
+        InputError: it is no .npz file of plain arrays, or holds too few samples.
+    """
+    whole = _stored(path)
+    count = _size(whole)
+    if count < 2:
+        raise InputError(
+            f"reading the calibration data '{path}'",
+            found="1 sample",
+            accepted="at least 2: some to calibrate by, and others to judge the result on",
+            remedy="store more samples; a few hundred are enough",
+        )
+    first_held_out = count - max(count // _HELD_OUT, 1)
+    parts = [range(first_held_out), range(first_held_out, count)]
+    calibration, held_out = (tuple(_batches(whole, part, batch)) for part in parts)
+    counts = [len(part) if len(part) < batch else len(part) // batch * batch for part in parts]
+    return Samples(calibration, held_out, f"'{path.name}'", *counts)
+
+
+def _stored(path: Path) -> Arrays:
+    """All samples of the file, as many as its shortest array has."""
+    stored_batches(path, (1,))  # a file that is no such thing is told here
+    with storage_errors("reading", path), np.load(path, allow_pickle=False) as stored:
+        count = min(len(stored[name]) for name in stored.files)
+        return {name: stored[name][:count] for name in stored.files}
+
+
+def _batches(whole: Arrays, samples: Sequence[int], batch: int) -> list[Arrays]:
+    """Full batches of these samples; one that starts over where they do not fill any."""
+    chosen = {name: array[samples[0] : samples[-1] + 1] for name, array in whole.items()}
+    if len(samples) < batch:
+        return [{name: repeated(array, batch) for name, array in chosen.items()}]
+    starts = range(0, len(samples) - batch + 1, batch)
+    return [{name: array[start : start + batch] for name, array in chosen.items()} for start in starts]
+
+
+def _size(batch: Arrays) -> int:
+    return len(next(iter(batch.values())))

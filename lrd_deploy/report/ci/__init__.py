@@ -1,0 +1,1 @@
+"""What CI systems read of a gate's result: one file per format, each a function from the record to text."""

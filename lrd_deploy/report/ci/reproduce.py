@@ -1,0 +1,37 @@
+"""The commands that a result leads to: measure again, or keep a first candidate as the baseline."""
+
+from __future__ import annotations
+
+import shlex
+
+from lrd_deploy.records import GateResult
+from lrd_deploy.report.ci.legible import legible
+
+_LONGEST_PATH = 1000
+
+
+def gate_command(result: GateResult) -> str:
+    """Returns the shell command of the same gate, as far as the record tells; it is one line, and quoted.
+
+    Limits: the record has names of files, not folders, and does not say where inputs came from.
+    """
+    evidence, policy = result.evidence, result.policy
+    words = ["lrd-deploy", "gate"]
+    if evidence.baseline is not None:
+        words += ["--baseline", legible(evidence.baseline.name, _LONGEST_PATH)]
+    words += ["--candidate", legible(evidence.candidate.name, _LONGEST_PATH)]
+    words += ["--max-slowdown", f"{policy.max_slowdown:g}"]
+    if policy.max_accuracy_drop is not None:
+        words += ["--max-accuracy-drop", f"{policy.max_accuracy_drop:g}"]
+    for batch in sorted({case.batch for case in evidence.cases}):
+        words += ["--batch", str(batch)]
+    if evidence.cases:
+        words += ["--threads", str(evidence.cases[0].threads)]
+    return shlex.join(words)
+
+
+def promote_command(result: GateResult) -> str:
+    """Returns the shell command that makes the candidate the first baseline; capitals are for the reader to fill in."""
+    candidate = legible(result.evidence.candidate.name, _LONGEST_PATH)
+    words = ["lrd-deploy", "baseline", "promote", "BASELINE_DIR", "--candidate", candidate, "--inputs", "INPUTS.npz"]
+    return shlex.join(words)

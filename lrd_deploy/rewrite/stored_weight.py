@@ -1,0 +1,52 @@
+"""Where a node's weight is stored: an initializer, or a constant that a few harmless nodes hand on.
+
+Exporters put Identity nodes before weights that layers share, Transpose nodes before those that they store the other
+way round, and whole weights into Constant nodes. A rule reads through these and gives the node an initializer of its
+own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+_OPAQUE = {"DequantizeLinear": "is quantised", "Cast": "is cast from another type"}
+Values = Callable[[], NDArray[np.generic]]
+
+
+@dataclass(frozen=True)
+class StoredWeight:
+    """A constant as its reader gets it. `obstacle` says why its values are not to be rewritten; None where they are."""
+
+    shape: tuple[int, ...]
+    values: Values
+    obstacle: str | None = None
+
+
+def stored_weight(tensor: gs.Tensor) -> StoredWeight | None:
+    """Returns the constant that a tensor holds, or None where it is computed in another way."""
+    if isinstance(tensor, gs.Constant):
+        return StoredWeight(tuple(tensor.shape), lambda: np.asarray(tensor.values))
+    if not tensor.inputs:
+        return None  # a graph input
+    node = tensor.inputs[0]
+    if node.op == "Constant":
+        held = node.attrs.get("value")
+        return stored_weight(held) if isinstance(held, gs.Constant) else None
+    source = stored_weight(node.inputs[0]) if node.inputs else None
+    if source is None:
+        return None
+    if node.op == "Identity":
+        return source
+    if node.op == "Transpose":
+        return _transposed(source, tuple(node.attrs.get("perm", range(len(source.shape))[::-1])))
+    return StoredWeight(source.shape, source.values, _OPAQUE[node.op]) if node.op in _OPAQUE else None
+
+
+def _transposed(source: StoredWeight, axes: tuple[int, ...]) -> StoredWeight:
+    shape = tuple(source.shape[axis] for axis in axes)
+    return StoredWeight(shape, lambda: source.values().transpose(axes), source.obstacle)
