@@ -124,7 +124,7 @@ def _interval(axes: Any, ratio: Ratio, height: float, color: str, text: str, she
     axes.plot([ratio.low, ratio.high], [height, height], color=color, linewidth=3, solid_capstyle="butt")
     axes.plot(ratio.estimate, height, "D", color=color, markersize=5)
     axes.annotate(
-        text, (ratio.estimate, height), (8, 0), textcoords="offset points", va="center", color=color,
+        text, (ratio.high, height), (8, 0), textcoords="offset points", va="center", color=color,
         size=sheet.text + 1, weight="bold",
     )  # fmt: skip
 

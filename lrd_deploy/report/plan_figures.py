@@ -121,7 +121,7 @@ def _others(study: RankStudy) -> list[Any]:
 def _chosen_point(study: RankStudy, plan: RankPlan) -> tuple[float, float] | None:
     latencies = [layer.predicted_latency_ms for layer in plan.layers if layer.predicted_latency_ms is not None]
     dense = [layer.dense_latency_ms for layer in plan.layers if layer.dense_latency_ms is not None]
-    if not study.layers or plan.predicted_error is None:
+    if not study.layers or not latencies or plan.predicted_error is None:
         return None
     return sum(dense) / sum(latencies), plan.predicted_error
 

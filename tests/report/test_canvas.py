@@ -70,6 +70,16 @@ def test_a_name_is_drawn_letter_by_letter(name, recwarn):
     assert [warning for warning in recwarn if "Glyph" in str(warning.message)] == []
 
 
+def test_dollars_are_letters_and_not_mathematics():
+    def glyphs(title):
+        figure, axes = new_axes(WIDE, height=2)
+        axes.set_title(literal(title))
+        return as_file(figure).count("<use")
+
+    assert glyphs("$x^2$") - glyphs("") == len("$x^2$")
+    assert literal("a\nb") == "a\N{REPLACEMENT CHARACTER}b"
+
+
 def test_a_narrow_sheet_is_read_by_one_column():
     assert NARROW.is_narrow
     assert not WIDE.is_narrow
