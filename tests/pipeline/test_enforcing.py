@@ -10,10 +10,12 @@ from lrd_deploy.bench.layer_graph import layer_graph
 from lrd_deploy.engines.inputs import random_batches
 from lrd_deploy.errors import InputError, UsageError
 from lrd_deploy.observer import SilentObserver
+from lrd_deploy.pipeline.chain_decisions import Decided
 from lrd_deploy.pipeline.enforcing import GRANTED, Goal, enforce_ranks
 from lrd_deploy.pipeline.onnx_bench import chain_latencies, deployed_bench
 from lrd_deploy.recipe.settings import Bench
-from lrd_deploy.records import SVD, Environment, KeepDense, LayerSignature, Tucker2
+from lrd_deploy.records import SVD, ChainDecision, Environment, KeepDense, LayerSignature, Tucker2
+from lrd_deploy.rewrite.pad_rank import PadRank
 from tests.ranks.scripted import Scripted
 from tests.rewrite.graph_text import DOWN, PAIR, UP, model
 
@@ -124,16 +126,40 @@ def test_truncations_that_move_outputs_further_than_predicted_are_taken_back(enf
     assert report.relative_l2_difference < 1e-6
 
 
+def neighbours():
+    """A named pair and right after it an unnamed one: merged, the first looks like a factor of the second."""
+    return model(
+        '["one.down"] a = Gemm (x, w0)', '["one.up"] b = Gemm (a, w1)', "c = Gemm (b, w2)", "y = Gemm (c, w3)",
+        inputs="float[batch,40] x", outputs="float[batch,40] y",
+        weights=(("w0", (40, 30)), ("w1", (30, 40)), ("w2", (40, 5)), ("w3", (5, 40))),
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("max_error", [None, 0.05, 0.3])
 @pytest.mark.parametrize("quantum", [8, 16, 64])
 @pytest.mark.parametrize("overhead_ms", [0.0, 0.5])
 def test_rewriting_twice_changes_nothing(enforce, max_error, quantum, overhead_ms):
     source = Scripted(quantum, overhead_ms=overhead_ms, ms_per_gmac=1000.0)
-    for graph in (linear(30, decay=0.05), linear(71, decay=0.1), layer_graph(CONV, Tucker2(rank_in=19, rank_out=27))):
+    tucker = layer_graph(CONV, Tucker2(rank_in=19, rank_out=27))
+    for graph in (linear(30, decay=0.05), linear(71, decay=0.1), tucker, neighbours()):
         once, _ = enforce(graph, source, Goal(max_error=max_error))
         twice, report = enforce(once, source, Goal(max_error=max_error))
         assert not report.modified
         assert twice == once
+
+
+def test_what_a_decision_changed_is_looked_at_again(enforce):
+    times = {SVD(rank=30): 3.0, KeepDense(): 1.0, SVD(rank=5): 1.0, Tucker2(rank_in=40, rank_out=5): 2.0}
+    after, report = enforce(neighbours(), Table(times))
+    assert actions(report) == [("one", "merge"), ("Gemm_2 + Gemm_3", "keep"), ("one + Gemm_2 + Gemm_3", "merge")]
+    assert len(after.graph.node) == 1
+
+
+def test_a_decision_that_no_rule_carries_out_ends_the_search(enforce, monkeypatch):
+    decision = ChainDecision(chain="fc", action="pad", choice=None, signature=None, options=(), reason="")
+    nobodys = Decided(decision, PadRank(64, frozenset({"nobody"})))
+    monkeypatch.setattr("lrd_deploy.pipeline.enforcing.decide", lambda *_: [nobodys])
+    assert not enforce(linear(30), Table({}))[1].modified
 
 
 def test_a_file_truncated_within_an_error_is_not_truncated_again_within_it(enforce):
