@@ -13,16 +13,22 @@ _LONGEST_PATH = 1000
 def gate_command(result: GateResult) -> str:
     """Returns the shell command of the same gate, as far as the record tells; it is one line, and quoted.
 
-    Limits: the record has names of files, not folders, and does not say where inputs came from.
+    Limits: paths are as they were given, and the record does not say where inputs came from.
     """
     evidence, policy = result.evidence, result.policy
+    options: dict[str, str | float | None] = {
+        "--baseline": evidence.baseline and legible(evidence.baseline.name, _LONGEST_PATH),
+        "--candidate": legible(evidence.candidate.name, _LONGEST_PATH),
+        "--anchor": evidence.anchor and legible(evidence.anchor.name, _LONGEST_PATH),
+        "--max-slowdown": policy.max_slowdown,
+        "--max-accuracy-drop": policy.max_accuracy_drop,
+        "--tolerance": policy.tolerance,
+        "--quantum": evidence.parity and evidence.parity.quantum,
+    }
     words = ["lrd-deploy", "gate"]
-    if evidence.baseline is not None:
-        words += ["--baseline", legible(evidence.baseline.name, _LONGEST_PATH)]
-    words += ["--candidate", legible(evidence.candidate.name, _LONGEST_PATH)]
-    words += ["--max-slowdown", f"{policy.max_slowdown:g}"]
-    if policy.max_accuracy_drop is not None:
-        words += ["--max-accuracy-drop", f"{policy.max_accuracy_drop:g}"]
+    for option, value in options.items():
+        if value is not None:
+            words += [option, f"{value:g}" if isinstance(value, float) else str(value)]
     for batch in sorted({case.batch for case in evidence.cases}):
         words += ["--batch", str(batch)]
     if evidence.cases:

@@ -1,11 +1,12 @@
 import re
+import shlex
 from html import unescape
 
 import pytest
 from hypothesis import given, settings
 
 from lrd_deploy.errors import StorageError
-from lrd_deploy.records import CaseVerdict
+from lrd_deploy.records import CaseVerdict, GateArtefact, ParityEvidence
 from lrd_deploy.report.ci.github import annotations, append_step_summary, step_summary
 from lrd_deploy.report.ci.reproduce import gate_command
 from tests.report.ci.hostile import results
@@ -124,3 +125,15 @@ def test_outside_actions_nothing_is_written():
 def test_a_summary_that_cannot_be_written_is_an_error_of_the_storage(tmp_path):
     with pytest.raises(StorageError, match="writing"):
         append_step_summary(RESULTS["pass"], {"GITHUB_STEP_SUMMARY": str(tmp_path)})
+
+
+def test_the_command_to_repeat_it_has_all_that_the_record_knows():
+    result = RESULTS["pass"]
+    anchor = GateArtefact(name="it's a release", sha256="0" * 64)
+    form = ParityEvidence(quantum=16, off_quantum=(), baseline_precision={}, candidate_precision={})
+    evidence = result.evidence.model_copy(update={"anchor": anchor, "parity": form})
+    policy = result.policy.model_copy(update={"tolerance": 0.25, "max_accuracy_drop": 0.01})
+    words = shlex.split(gate_command(result.model_copy(update={"evidence": evidence, "policy": policy})))
+    told = dict(zip(words[2::2], words[3::2], strict=True))
+    assert told["--anchor"] == "it's a release"
+    assert (told["--tolerance"], told["--max-accuracy-drop"], told["--quantum"]) == ("0.25", "0.01", "16")
