@@ -12,7 +12,7 @@ import yaml
 
 from lrd_deploy.bench.latency_table import Conditions, LatencyRow, LatencyTable
 from lrd_deploy.bench.layer_graph import layer_graph
-from lrd_deploy.cli.main import GROUPS, VERBS, exit_code
+from lrd_deploy.cli.main import GROUPS, VERBS
 from lrd_deploy.records import SVD, Environment, KeepDense, LayerSignature
 from tests.report.folders import write_gate, write_run
 
@@ -24,17 +24,6 @@ def factors(tmp_path):
     path = tmp_path / "factors.onnx"
     onnx.save(layer_graph(SIGNATURE, SVD(rank=6)), path)
     return path
-
-
-@pytest.fixture
-def call(capfd):
-    def run(*arguments):
-        capfd.readouterr()
-        code = exit_code([str(argument) for argument in arguments])
-        captured = capfd.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 def refused(outcome, *parts):

@@ -6,23 +6,14 @@ import numpy as np
 import pytest
 
 from lrd_deploy.bench import compare
-from lrd_deploy.cli.main import exit_code
 from lrd_deploy.gate import measure, self_test
 from lrd_deploy.records import BaselineHistory, BaselineManifest, GateResult, SelfTest
 from tests.gate.models import samples_file, scaled, scripted_launches
 
 
-@pytest.fixture
-def call(capfd, tmp_path, monkeypatch):
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        capfd.readouterr()
-        code = exit_code([str(argument) for argument in arguments])
-        captured = capfd.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import shlex
 
 import pytest
 
-from lrd_deploy.cli.main import exit_code
 from tests.serving.graphs import OTHER_WEIGHTS, save
 
 
@@ -15,37 +14,31 @@ def model(tmp_path):
 
 
 @pytest.fixture
-def call(capfd):
-    def run(*arguments):
-        capfd.readouterr()
-        code = exit_code(["package", *map(str, arguments)])
-        captured = capfd.readouterr()
-        return code, captured.out, captured.err
-
-    return run
+def package(call):
+    return lambda *arguments: call("package", *arguments)
 
 
-def test_the_record_tells_of_files_and_digests_and_the_table_how_to_serve_them(call, model, tmp_path):
+def test_the_record_tells_of_files_and_digests_and_the_table_how_to_serve_them(package, model, tmp_path):
     repository = tmp_path / "my models"
-    code, out, _ = call(model, "--triton", repository, "--json")
+    code, out, _ = package(model, "--triton", repository, "--json")
     assert code == 0
     (packaged,) = json.loads(out)["models"]
     assert {"path", "sha256", "size_bytes"} == packaged["manifest"]["files"][0].keys()
     assert packaged["manifest"]["versions"][0]["answers"]["passed"]
-    code, out, _ = call(model, "--triton", repository)
+    code, out, _ = package(model, "--triton", repository)
     assert code == 0
     assert "m: version 1 was there already; nothing to do; answers as the trained model does" in out
     assert f"tritonserver --model-repository={shlex.quote(str(repository))}" in out
 
 
-def test_a_check_is_1_when_the_answers_differ_and_2_when_files_do(call, model, tmp_path):
-    assert call(model, "--triton", tmp_path / "r")[0] == 0
+def test_a_check_is_1_when_the_answers_differ_and_2_when_files_do(package, model, tmp_path):
+    assert package(model, "--triton", tmp_path / "r")[0] == 0
     bundle = tmp_path / "r" / "m"
-    code, out, _ = call("--check", bundle, "--json")
+    code, out, _ = package("--check", bundle, "--json")
     assert code == 0
     assert json.loads(out)["passed"]
     swapped = save(bundle / "1" / "model.onnx", OTHER_WEIGHTS)
-    code, out, err = call("--check", bundle)
+    code, out, err = package("--check", bundle)
     assert (code, out) == (2, "")
     assert "'1/model.onnx' has changed since" in err
     manifest = json.loads((bundle / "manifest.json").read_text())
@@ -53,7 +46,7 @@ def test_a_check_is_1_when_the_answers_differ_and_2_when_files_do(call, model, t
 
     manifest["files"][0].update(sha256=sha256_of(swapped), size_bytes=swapped.stat().st_size)
     (bundle / "manifest.json").write_text(json.dumps(manifest))
-    code, out, _ = call("--check", bundle)
+    code, out, _ = package("--check", bundle)
     assert code == 1
     assert "FAILED" in out
 
@@ -76,19 +69,20 @@ def test_a_check_is_1_when_the_answers_differ_and_2_when_files_do(call, model, t
         (["none.onnx", "--triton", "r"], "none.onnx"),
     ],
 )
-def test_wrong_calls_are_refused_with_what_is_accepted(call, model, monkeypatch, arguments, reason):
+def test_wrong_calls_are_refused_with_what_is_accepted(package, model, monkeypatch, arguments, reason):
     monkeypatch.chdir(model.parent)
     (model.parent / "folder").mkdir()
-    code, out, err = call(*arguments)
+    code, out, err = package(*arguments)
     assert (code, out) == (2, "")
     assert reason in err
     assert "Traceback" not in err
     assert not (model.parent / "r").exists()
 
 
-def test_a_largest_batch_for_a_fixed_one_is_refused(call, model, tmp_path):
+def test_a_largest_batch_for_a_fixed_one_is_refused(package, model, tmp_path):
     save(model, "g (float[2,3] x) => (float[2,3] y) { y = Relu (x) }")
     assert (
-        "--max-batch 4 for a model with a fixed batch" in call(model, "--triton", tmp_path / "r", "--max-batch", 4)[2]
+        "--max-batch 4 for a model with a fixed batch"
+        in package(model, "--triton", tmp_path / "r", "--max-batch", 4)[2]
     )
-    assert call(model, "--triton", tmp_path / "r")[0] == 0
+    assert package(model, "--triton", tmp_path / "r")[0] == 0
