@@ -23,7 +23,7 @@ def case_plots(result: GateResult) -> list[tuple[CaseEvidence, Plot]]:
 def _case_plot(number: int, case: CaseEvidence, verdict: CaseVerdict | None, policy: GatePolicy) -> Plot:
     launches = (*case.launches, *case.confirming)
     titles = {
-        arm: [_title(order, launch, arm) for order, launch in enumerate(launches, 1)]
+        arm: [_title(order, launch, arm, case.against) for order, launch in enumerate(launches, 1)]
         for arm in ("candidate", "control")
     }
 
@@ -42,14 +42,14 @@ def _case_plot(number: int, case: CaseEvidence, verdict: CaseVerdict | None, pol
         axes.margins(x=0.08)
         axes.yaxis.get_major_locator().set_params(integer=True)
         axes.set_ylabel("launch")
-        axes.set_xlabel("slower than the baseline by, %")
+        axes.set_xlabel(f"slower than the {case.against} by, %")
         add_legend(figure, sheet, columns=6)
         return figure
 
     found = ", ".join(change(expm1(launch.candidate)) for launch in launches)
     control = ", ".join(change(expm1(launch.control)) for launch in launches)
     label = (
-        f"{case.name}: change of the candidate in each launch: {found}; of the baseline's own copy: {control}; "
+        f"{case.name}: change of the candidate in each launch: {found}; of the {case.against}'s own copy: {control}; "
         f"threshold {policy.threshold:.1%}, largest slowdown {policy.max_slowdown:.1%}"
     )
     return on_both_sheets(f"case{number}", label, draw, titles)
@@ -63,8 +63,8 @@ def _launch_marks(axes: Any, launches: tuple[LaunchRatio, ...]) -> None:
     axes.plot(shares, rows, "o", color=BLUE, markersize=4.5, label="candidate", gid="candidate")
 
 
-def _title(order: int, launch: LaunchRatio, arm: str) -> str:
+def _title(order: int, launch: LaunchRatio, arm: str, against: str) -> str:
     ratio = launch.candidate if arm == "candidate" else launch.control
-    first = "the baseline" if launch.base_first else "the candidate"
+    first = against if launch.base_first else "candidate"
     unsettled = "" if launch.settled else ", unsettled"
-    return f"launch {order}, {arm}: {change(expm1(ratio))}; {first} was loaded first{unsettled}"
+    return f"launch {order}, {arm}: {change(expm1(ratio))}; the {first} was loaded first{unsettled}"

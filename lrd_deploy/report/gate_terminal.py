@@ -22,7 +22,8 @@ _UNBOUNDED = 10_000
 def gate_table(result: GateResult) -> RenderableType:
     """Verdict first, then one row per case, then why; colours only on a terminal. Names are text, not markup."""
     evidence = result.evidence
-    against = f" against {evidence.baseline.name}" if evidence.baseline is not None else ""
+    references = " and ".join(model.name for model in (evidence.baseline, evidence.anchor) if model is not None)
+    against = f" against {references}" if references else ""
     lines = [
         Text(f"{evidence.candidate.name}{against}, decided by {result.decided_by}"),
         *(Text(f"because {reason}") for reason in result.reasons),

@@ -133,6 +133,7 @@ def _gate_part(gate: GateResult) -> dict[str, Any]:
         "bounds": gates.bounds_sentence(gate.policy),
         "case_plots": case_plots(gate),
         "output_rows": gates.output_rows(evidence.outputs, gate.policy) if evidence.outputs else [],
+        "anchor_rows": gates.output_rows(evidence.anchor_outputs, gate.policy) if evidence.anchor_outputs else [],
         "parity_rows": gates.parity_rows(evidence.parity) if evidence.parity else [],
         "policy_rows": gates.policy_rows(gate.policy),
         "gate_commands": gate_command(gate),

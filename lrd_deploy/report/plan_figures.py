@@ -150,10 +150,18 @@ def _staircase(plot: Any, layer: LayerStudy) -> None:
                 _rank(point.choice), point.latency_ms, "o", color=LOWRANK, markersize=9, fillstyle="none",
                 markeredgewidth=2,
             )  # fmt: skip
-    plot.set_ylim(bottom=0)
-    plot.set_ylabel("ms")
     plot.set_xlim(0, 1.08 * max((_rank(point.choice) for point in layer.points), default=1.0))
-    plot.set_xlabel("rank; stays dense" if isinstance(layer.chosen, KeepDense) else f"rank; chosen: {layer.chosen}")
+    plot.set_ylim(0, 1.08 * max([layer.dense_latency_ms, *(point.latency_ms for point in layer.points)]))
+    plot.set_ylabel("ms")
+    plot.set_xlabel(_rank_label(layer))
+    if not layer.points:
+        plot.set_xticks([])
+
+
+def _rank_label(layer: LayerStudy) -> str:
+    if not layer.points:
+        return "no rank came into question"
+    return "rank; stays dense" if isinstance(layer.chosen, KeepDense) else f"rank; chosen: {layer.chosen}"
 
 
 def _series(layer: LayerStudy) -> list[tuple[str, bool, list[RankPoint]]]:

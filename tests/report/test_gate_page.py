@@ -1,10 +1,12 @@
 import pytest
 from rich.console import Console
 
+from lrd_deploy.records import GateArtefact
 from lrd_deploy.report import gate_wording
 from lrd_deploy.report.gate_terminal import gate_table
 from lrd_deploy.report.html import render, write_report
 from lrd_deploy.report.summary import report_summary
+from tests.gate.launches import around, case
 from tests.report.folders import HOSTILE, OUTPUTS, PARITY, gate_result, write_gate, write_run
 
 
@@ -55,13 +57,27 @@ def test_a_gate_that_timed_nothing_says_what_decided(tmp_path):
     assert "Outputs were not compared" in new
 
 
+def test_an_anchor_is_named_with_its_outputs_and_its_cases(tmp_path):
+    release = GateArtefact(name="release.onnx", sha256="c" * 64)
+    against = case(around(0.0), name="batch 8, anchor").model_copy(update={"against": "anchor"})
+    moved = OUTPUTS.model_copy(update={"samples": 77})
+    evidence = {"anchor": release, "anchor_outputs": moved, "cases": (case(around(0.0)), against)}
+    page = render(write_gate(tmp_path, **evidence))
+    assert "and the anchor <bdi>release.onnx</bdi></h1>" in page
+    assert "c" * 64 in page
+    assert "<td>77</td>" in page[page.index("beside the anchor") :]
+    assert page.count("the candidate against the anchor, and the anchor's own copy as the control") == 1
+    text = shown(gate_table(gate_result(**evidence)))
+    assert "candidate.onnx against baseline.onnx and release.onnx, decided by latency" in text
+
+
 def test_the_terminal_says_the_verdict_first_then_the_cases_then_why():
     text = shown(gate_table(gate_result("FAIL", warnings=("busy",))))
     lines = text.splitlines()
     assert lines[0].startswith("FAIL  The candidate is slower by +7.")
-    case, other = (next(line for line in lines if line.startswith(name)) for name in ("batch 8", "batch 1"))
-    assert case.split()[2:4] == ["FAIL", "2.000"]
-    assert "6 + 6" in case
+    failing, other = (next(line for line in lines if line.startswith(name)) for name in ("batch 8", "batch 1"))
+    assert failing.split()[2:4] == ["FAIL", "2.000"]
+    assert "6 + 6" in failing
     assert "PASS" in other
     assert text.index("batch 1") < text.index("because batch 8: slower") < text.index("warning: busy")
 
