@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -102,9 +103,16 @@ def _rule(mode: str, quantum: int) -> Rule:
     }[mode]
 
 
-def _check_options(mode: str, given: Mapping[str, object]) -> None:
+def _check_options(mode: str, given: Mapping[str, Any]) -> None:
     from lrd_deploy.errors import UsageError
 
+    if not isfinite(given.get("max_error", 0.0)):
+        raise UsageError(
+            "choosing how to rewrite",
+            found=f"--max-error {given['max_error']}",
+            accepted="a number from 0 on",
+            remedy="leave it out to allow any error with --mode truncate, and none with --mode auto",
+        )
     foreign = [name for name in given if name not in _OPTIONS.get(mode, ())]
     if mode in _OPTIONS and not foreign:
         return
