@@ -41,10 +41,10 @@ from lrd_deploy.records import GatePolicy, LaunchPool, LaunchRatio, SlowdownRate
 
 RECORDED = Path(__file__).resolve().parents[1] / "tests" / "gate" / "recorded"
 CONDITIONS = ("idle", "busy")
-_LAYERS, _WIDTH, _BATCH = 40, 320, 16
+_LAYERS, _WIDTH, _BATCH = 40, 320, 32
 _POOLS = {0.0: 150, 0.05: 270, 0.1: 130}  # launches: twenty gates that share none, and a hundred to draw from
 _GATES, _SEED = 200, 1
-_WHOLE_GATES = {"2 ms": (320, 16), "50 ms": (1024, 48)}
+_WHOLE_GATES = {"2 ms": (_WIDTH, _BATCH), "50 ms": (1024, 72)}
 
 
 def main() -> None:

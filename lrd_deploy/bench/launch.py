@@ -15,6 +15,7 @@ Clock = Callable[[], int]  # nanoseconds
 
 _BLOCK_MS = 10.0  # blocks shorter than this are mostly the first call after a switch
 _MAX_CALLS = 50
+_SLOW_MS = 25.0  # one such call outlasts what disturbs a fast one: two make a block
 _WINDOW_MS = 100.0
 _FEWEST_ROUNDS = 6
 
@@ -64,7 +65,7 @@ def interleave(
     """
     warmups = {name: warm_up(call, clock) for name, call in calls.items()}
     slowest_ms = max(latency for latency, _ in warmups.values())
-    per_block = min(max(ceil(_BLOCK_MS / slowest_ms), 3), _MAX_CALLS)
+    per_block = min(max(ceil(_BLOCK_MS / slowest_ms), 3 if slowest_ms < _SLOW_MS else 2), _MAX_CALLS)
     affordable = int(arm_seconds * 1e3 / (slowest_ms * (per_block + 1)))
     orders = round_orders(list(calls)[::-1] if reverse_first else list(calls))
     cycles = max(min(rounds, affordable) // len(orders), ceil(_FEWEST_ROUNDS / len(orders)))

@@ -62,9 +62,10 @@ def test_no_arm_has_a_better_place_or_better_company(arms):
     assert max(others) - min(others) <= 1
 
 
-def test_blocks_of_a_fast_model_hold_more_calls():
-    backend, bound = calls(a=repeat(0.5), b=repeat(0.25))
-    assert run(backend, bound)[1] == 20  # 10 ms of the slower arm
+@pytest.mark.parametrize(("slower", "per_block"), [(0.01, 50), (0.5, 20), (5.0, 3), (24.0, 3), (25.0, 2)])
+def test_blocks_of_a_fast_model_hold_more_calls(slower, per_block):
+    backend, bound = calls(a=repeat(slower), b=repeat(slower / 2))
+    assert run(backend, bound)[1] == per_block  # 10 ms of the slower arm, 50 calls at most
 
 
 @pytest.mark.parametrize(("arms", "rounds"), [("ab", 8), ("abc", 6)])
