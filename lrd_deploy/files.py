@@ -102,18 +102,24 @@ def locked_folder(folder: Path, *, holder: str) -> Iterator[None]:
     with storage_errors(f"making the {holder}'s folder", folder):
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("w")
+    refusal = UsageError(
+        f"opening the {holder}'s folder '{folder}'",
+        found=f"another {holder} is using it",
+        accepted=f"one {holder} at a time in a folder",
+        remedy="wait for it, or choose another folder with --out",
+    )
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system frees it when the process dies
-        except BlockingIOError as exc:
-            raise UsageError(
-                f"opening the {holder}'s folder '{folder}'",
-                found=f"another {holder} is using it",
-                accepted=f"one {holder} at a time in a folder",
-                remedy="wait for it, or choose another folder with --out",
-            ) from exc
+        take_lock(lock.fileno(), refusal)
         remove_partial(folder)
         yield
+
+
+def take_lock(lock: int, refusal: UsageError) -> None:
+    """Locks an open file until it is closed, or its process dies; raises the refusal where another has it locked."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as exc:
+        raise refusal from exc
 
 
 def move_into_place(written: Path, target: Path) -> Path:

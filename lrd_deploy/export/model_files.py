@@ -72,7 +72,8 @@ def onnx_files(path: Path, model: ModelProto) -> ModelFiles:
         path: of the file.
         model: its graph, from `read_graph`.
     """
-    return ModelFiles({MODEL_NAME: path, **{name: path.parent / name for name in external_locations(model)}})
+    places = {PurePosixPath(location).as_posix() for location in external_locations(model)}  # "./w" is "w"
+    return ModelFiles({MODEL_NAME: path, **{place: path.parent / place for place in sorted(places)}})
 
 
 def model_sha256(path: Path) -> str:

@@ -18,7 +18,8 @@ from lrd_deploy.engines import SessionSettings
 from lrd_deploy.engines.backend import Arrays
 from lrd_deploy.engines.difference import compare_outputs, rounding_tolerance
 from lrd_deploy.engines.onnxruntime import OnnxRuntime
-from lrd_deploy.export.onnx_file import read_model, write_model
+from lrd_deploy.errors import UsageError
+from lrd_deploy.export.onnx_file import read_model, weight_precision, write_model
 from lrd_deploy.export.onnx_layers import survey_onnx
 from lrd_deploy.files import read_bytes, sha256_of, storage_errors, write_bytes
 from lrd_deploy.observer import Observer
@@ -101,7 +102,7 @@ def compress(
         observer: hears of progress.
 
     Raises:
-        UsageError: the goal is out of reach; the message names the nearest that is not.
+        UsageError: the goal is out of reach, and the message names the nearest that is not; or no plan is faster.
         InputError: the model or the samples are invalid, or no layer can be factorised.
         BackendError: ONNX Runtime refuses a model.
         StorageError: a file cannot be read or written.
@@ -116,20 +117,49 @@ def compress(
     with TemporaryDirectory(prefix="lrd-deploy-") as folder:
         build = _Workshop(dense, evidence, samples, Path(folder), observer, count())
         if goal.target_speedup is not None:
-            compare = partial(_compared, measuring, source)
-            built, comparison = fast_enough(planner, measuring.timer, build, compare)
+            compared = partial(_compared, measuring, source)
+            built, comparison = fast_enough(planner, measuring.timer, build, compared)
         else:
             built = within_error(planner, build)
             comparison = measuring.compare(source, built.path)
+        _check_faster(source, comparison, measuring)
         write_bytes(target, read_bytes(built.path))
-    return _record(target, goal, samples, built, comparison, with_reasons(built.plan, evidence))
+    plan = with_reasons(built.plan, evidence)
+    plan = plan.model_copy(update={"notes": (*plan.notes, *_caveats(dense, goal, comparison, measuring))})
+    return _record(target, goal, samples, built, comparison, plan)
 
 
 def _check_writable(target: Path) -> None:
     """Minutes of work end in this folder."""
+    if target.is_dir():
+        raise UsageError(
+            f"writing '{target}'", found="a folder", accepted="a path for a file", remedy="name the file with -o"
+        )
     with storage_errors("writing", target):
         target.parent.mkdir(parents=True, exist_ok=True)
         TemporaryFile(dir=target.parent).close()
+
+
+def _check_faster(source: Path, comparison: Comparison, measuring: Measuring) -> None:
+    """Sums over layers promised a faster model; what fresh processes measure on this machine decides."""
+    if measuring.timer is not None and comparison.speedup.high < 1.0:
+        raise UsageError(
+            f"compressing '{source}'",
+            found=f"a plan that measures {comparison.speedup.estimate:.2f}× in fresh processes, slower than dense",
+            accepted="a model that is faster as a whole, not only layer by layer",
+            remedy="keep the model as it is, or compress for another batch or number of threads",
+        )
+
+
+def _caveats(dense: ModelProto, goal: LatencyRank, comparison: Comparison, measuring: Measuring) -> tuple[str, ...]:
+    """What a reader of the speedup must know."""
+    notes = []
+    precision, here = weight_precision(dense), comparison.speedup
+    if precision != "fp32":
+        notes.append(f"layers were timed in float32, and the model's weights are {precision}")
+    if measuring.timer is None and here.high < (goal.target_speedup or 1.0):
+        notes.append(f"planned for another machine; on this one it measures {here.estimate:.2f}×")
+    return tuple(notes)
 
 
 def _compared(measuring: Measuring, source: Path, built: Built) -> Comparison:

@@ -46,7 +46,9 @@ Build = Callable[[RankPlan], Built]
 def fast_enough(
     planner: LatencyPlanner, timer: ModelTimer | None, build: Build, compare: Callable[[Built], Comparison]
 ) -> tuple[Built, Comparison]:
-    """Returns the model with the least predicted error whose measured speedup is not below the planner's target.
+    """Returns the model with the least predicted error whose measured speedup reaches the planner's target.
+
+    It does where its interval reaches it: a wider interval is no reason to compress more.
 
     The target of the plan is raised where fresh processes measure less than it promised. Without a timer, latencies
     are another machine's, and the first plan is taken as it is.

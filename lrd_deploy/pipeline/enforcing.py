@@ -76,12 +76,13 @@ def enforce_ranks(
     done: list[RewrittenModel] = []
 
     def rewrite_and_compare(temporary: Path) -> None:
-        for allowed in _allowed_errors(model, goal.max_error):
+        room = _room(model, goal.max_error)
+        for allowed in _predicted_errors(room):
             found = _enforced(model, goal, allowed, latency)
             write_model(found.model, temporary)
             after = backend.load(temporary, SessionSettings()).run
             difference = compare_outputs(before, after, batches, tolerance)
-            if difference.passed or (allowed and difference.relative_l2 <= goal.max_error):
+            if difference.passed or (allowed and difference.relative_l2 <= room):
                 break
         else:
             raise outputs_moved(f"rewriting '{source}'", difference)
@@ -93,7 +94,7 @@ def enforce_ranks(
             skipped=found.skipped,
             max_abs_difference=difference.max_abs,
             relative_l2_difference=difference.relative_l2,
-            enforced=_record(found, goal, latency, bench),
+            enforced=_record(found, goal, latency, bench, _about_errors(goal, room, allowed)),
         )
         done.append(RewrittenModel(report=report, difference=difference))
 
@@ -117,14 +118,24 @@ class _Enforced:
         return tuple(Skipped(rule="enforce_ranks", node=one.chain, reason=one.reason) for one in kept)
 
 
-def _allowed_errors(model: ModelProto, max_error: float | None) -> Iterator[float]:
-    """The errors to predict truncations within, largest first; 0 where none is allowed, or it was used up before."""
+def _room(model: ModelProto, max_error: float | None) -> float:
+    """How far outputs may move by truncations now; 0 where none is allowed, or earlier ones have used it up."""
     granted = granted_error(model)
-    if max_error is None or max_error <= granted:
-        yield 0.0
-        return
-    room = (max_error**2 - granted**2) ** 0.5
-    yield from (room * share for share in _SHARES)
+    return 0.0 if max_error is None or max_error <= granted else (max_error**2 - granted**2) ** 0.5
+
+
+def _predicted_errors(room: float) -> Iterator[float]:
+    """The errors to predict truncations within, largest first."""
+    yield from (room * share for share in _SHARES) if room else (0.0,)
+
+
+def _about_errors(goal: Goal, room: float, allowed: float) -> tuple[str, ...]:
+    """Why less was truncated than a reader of the options expects."""
+    if goal.max_error is not None and not room:
+        return (f"nothing was truncated: an earlier call has used up the error of {goal.max_error:g}",)
+    if allowed < room * max(_SHARES):
+        return (f"truncations were predicted within {allowed:.2g}: with more, outputs moved by more than {room:.2g}",)
+    return ()
 
 
 def granted_error(model: ModelProto) -> float:
@@ -178,7 +189,9 @@ def _grant_(model: ModelProto, error: float) -> None:
     model.metadata_props.add(key=GRANTED, value=repr(error))
 
 
-def _record(found: _Enforced, goal: Goal, latency: LatencySource, bench: Bench) -> RankEnforcement:
+def _record(
+    found: _Enforced, goal: Goal, latency: LatencySource, bench: Bench, notes: tuple[str, ...]
+) -> RankEnforcement:
     return RankEnforcement(
         backend="onnxruntime",
         batch=bench.batch,
@@ -186,5 +199,5 @@ def _record(found: _Enforced, goal: Goal, latency: LatencySource, bench: Bench) 
         measured_on=latency.environment,
         max_error=goal.max_error,
         decisions=found.decisions,
-        notes=tuple(getattr(latency, "notes", ())),
+        notes=(*getattr(latency, "notes", ()), *notes),
     )

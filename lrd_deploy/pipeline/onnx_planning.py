@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from onnx import ModelProto
 
 from lrd_deploy.bench.layer_latency import MeasuredLatency
 from lrd_deploy.bench.model_latency import ModelLatency
 from lrd_deploy.engines.backend import Arrays
-from lrd_deploy.engines.inputs import random_batches, stored_batches
+from lrd_deploy.engines.inputs import random_batches, stored_arrays
 from lrd_deploy.engines.onnx_moments import onnx_moments
 from lrd_deploy.export.onnx_file import read_model
 from lrd_deploy.export.onnx_layers import survey_onnx
@@ -88,9 +87,7 @@ def model_timer(model: Path, inputs: Arrays, bench: Bench) -> ModelLatency:
 
 def _batches_of(path: Path, batch: int) -> list[Arrays]:
     """All samples of an .npz file, in batches; a last one that is not full is left out where there are others."""
-    stored_batches(path, (1,))  # a file that is no such thing is told here
-    with np.load(path) as stored:
-        count = min(len(stored[name]) for name in stored.files)
-    whole = stored_batches(path, (count,))[0]
+    whole = stored_arrays(path)
+    count = min(map(len, whole.values()))
     starts = range(0, max(count - batch, 0) + 1, batch)
     return [{name: array[start : start + batch] for name, array in whole.items()} for start in starts]

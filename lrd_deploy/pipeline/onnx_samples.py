@@ -6,12 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from lrd_deploy.engines.backend import Arrays
-from lrd_deploy.engines.inputs import random_batches_of, repeated, stored_batches
+from lrd_deploy.engines.inputs import random_batches_of, repeated, stored_arrays
 from lrd_deploy.errors import InputError
-from lrd_deploy.files import storage_errors
 
 _HELD_OUT = 4  # one sample in so many
 _RANDOM_BATCHES, _RANDOM_SAMPLES = 8, 64
@@ -69,10 +66,9 @@ def stored_samples(path: Path, batch: int) -> Samples:
 
 def _stored(path: Path) -> Arrays:
     """All samples of the file, as many as its shortest array has."""
-    stored_batches(path, (1,))  # a file that is no such thing is told here
-    with storage_errors("reading", path), np.load(path, allow_pickle=False) as stored:
-        count = min(len(stored[name]) for name in stored.files)
-        return {name: stored[name][:count] for name in stored.files}
+    arrays = stored_arrays(path)
+    count = min(map(len, arrays.values()))
+    return {name: array[:count] for name, array in arrays.items()}
 
 
 def _batches(whole: Arrays, samples: Sequence[int], batch: int) -> list[Arrays]:

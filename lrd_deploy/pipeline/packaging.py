@@ -70,8 +70,9 @@ class PackageRequest:
             threads: with which it was measured.
 
         Raises:
-            UsageError: a largest batch was asked for, and the model's is fixed.
+            UsageError: a largest batch was asked for, and the model's is fixed; or an option that would do nothing.
         """
+        self._refuse_idle_options()
         if self.max_batch and not graph.batched:
             raise UsageError(
                 "choosing the largest batch",
@@ -89,6 +90,24 @@ class PackageRequest:
             gpu=self.gpu,
         )
 
+    def _refuse_idle_options(self) -> None:
+        for option, value, other in (
+            ("--threads", self.threads if self.gpu else None, "--gpu, whose work runs on no thread of the CPU"),
+            ("--batch", self.batch if self.max_batch == 0 else None, "--max-batch 0, which batches nothing"),
+            (
+                "--batch",
+                self.batch if self.max_batch and self.batch and self.batch > self.max_batch else None,
+                f"--max-batch {self.max_batch}, below it",
+            ),
+        ):
+            if value is not None:
+                raise UsageError(
+                    "choosing how a model is served",
+                    found=f"{option} {value} beside {other}",
+                    accepted="one of the two",
+                    remedy=f"leave {option} out",
+                )
+
 
 def package_run(folder: Path, request: PackageRequest, observer: Observer | None = None) -> PackageResult:
     """Packages arms of a finished run, and their TensorRT engines where it has any.
@@ -101,7 +120,7 @@ def package_run(folder: Path, request: PackageRequest, observer: Observer | None
         observer: hears of progress.
 
     Raises:
-        LrdError: any of them; nothing was left in the repository.
+        LrdError: any of them; nothing was left in the repository, unless the disk refused while models moved there.
     """
     observer = observer or SilentObserver()
     run = open_finished_run(folder, observer)
@@ -123,7 +142,7 @@ def package_onnx(
         observer: hears of progress.
 
     Raises:
-        LrdError: any of them; nothing was left in the repository.
+        LrdError: any of them; nothing was left in the repository, unless the disk refused while models moved there.
     """
     model = read_graph(path)
     graph, files = served_graph(model, may_batch=request.max_batch != 0), onnx_files(path, model)

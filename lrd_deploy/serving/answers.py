@@ -7,6 +7,7 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -133,7 +134,7 @@ def read_answers(path: Path) -> Answers:
                 names = [str(name) for name in stored["names"]]
                 count = len(stored.files) - 1
                 arrays = [stored[f"{number}"] for number in range(count)]
-        except (ValueError, KeyError, EOFError) as exc:
+        except (ValueError, KeyError, EOFError, BadZipFile) as exc:
             raise InputError(
                 f"reading the answers '{path}'",
                 found=str(exc),

@@ -214,7 +214,7 @@ def _manifest(
 def _answers_otherwise(name: str, difference: OutputDifference) -> BackendError:
     return BackendError(
         f"checking the packaged model '{name}'",
-        found=f"answers that differ from the trained model's by {difference.relative_l2:.1e} (relative L2)",
+        found=f"answers that differ from those of what it was made from by {difference.relative_l2:.1e} (relative L2)",
         accepted=f"at most {difference.tolerance:.1e}, which rounding explains",
-        remedy="export the run again with 'lrd-deploy export DIR'; nothing was packaged",
+        remedy="nothing was packaged; report this with the model and the versions that 'lrd-deploy doctor' prints",
     )

@@ -29,7 +29,7 @@ def check_bundle(folder: Path) -> BundleCheck:
     if problems:
         raise_all(f"checking the bundle '{folder}'", problems)
     versions = tuple(
-        VersionCheck(number=version.number, answers=checked_again(folder, version), unchecked=version.unchecked)
+        VersionCheck(number=version.number, answers=_checked_again(folder, version), unchecked=version.unchecked)
         for version in manifest.versions
     )
     return BundleCheck(
@@ -58,7 +58,7 @@ def read_manifest(folder: Path) -> BundleManifest:
     return BundleManifest.read(folder / MANIFEST_NAME)
 
 
-def checked_again(folder: Path, version: PackagedVersion) -> OutputDifference | None:
+def _checked_again(folder: Path, version: PackagedVersion) -> OutputDifference | None:
     """Runs one version on its warm-up inputs and compares with the stored answers; None where it cannot run here."""
     if version.answers_file is None or version.answers is None:
         return None

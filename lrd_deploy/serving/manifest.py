@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from lrd_deploy.errors import InputError, LrdError
 from lrd_deploy.files import sha256_of, storage_errors
 from lrd_deploy.records import BundleFile, BundleManifest, PackagedVersion
+from lrd_deploy.serving.labels import LABELS_NAME
 from lrd_deploy.serving.warmup import WARMUP_FOLDER
 
 MANIFEST_NAME = "manifest.json"
+_OURS = re.compile(rf"{LABELS_NAME}|{WARMUP_FOLDER}/(input\d+-|answers-)[0-9a-f]+\.(bin|npz)")
 
 
 def described_files(folder: Path, known: Iterable[BundleFile] = ()) -> tuple[BundleFile, ...]:
@@ -48,11 +51,26 @@ def file_problems(folder: Path, manifest: BundleManifest, also: BundleManifest |
         if path in outside:
             continue
         if path not in accepted:
-            problems.append(_extra(folder, path))
+            if also is None or path not in dropped_files(folder, also):  # a killed packaging had not removed it yet
+                problems.append(_extra(folder, path))
         elif not any(_is(folder / path, file) for file in accepted[path]):
             problems.append(_changed(folder, path, named))
     there = set(_places(folder))
-    return problems + [_missing(folder, path) for path in sorted(named - there - set(outside))]
+    problems += [_missing(folder, path) for path in sorted(named - there - set(outside))]
+    return problems + [_unlisted(folder, path) for path in sorted(_read_by(manifest) - named)]
+
+
+def dropped_files(folder: Path, after: BundleManifest) -> list[str]:
+    """Returns labels and warm-up files, told by their names, that earlier packagings wrote and the manifest lacks."""
+    kept = {file.path for file in after.files}
+    return [path for path in _places(folder) if path not in kept and _OURS.fullmatch(path)]
+
+
+def _read_by(manifest: BundleManifest) -> set[str]:
+    """The warm-up files that a check opens."""
+    names = {stored.file for version in manifest.versions for stored in version.inputs}
+    names |= {version.answers_file for version in manifest.versions if version.answers_file}
+    return {f"{WARMUP_FOLDER}/{name}" for name in names}
 
 
 def files_of_version(version: PackagedVersion, files: Iterable[BundleFile]) -> tuple[BundleFile, ...]:
@@ -97,6 +115,10 @@ def _extra(folder: Path, path: str) -> InputError:
         "the files that were packaged, and no others",
         "remove it; an interrupted packaging or a person left it there",
     )
+
+
+def _unlisted(folder: Path, path: str) -> InputError:
+    return _problem(folder, f"'{path}' is read and has no digest", "a digest of every file", "package the model again")
 
 
 def _missing(folder: Path, path: str) -> InputError:

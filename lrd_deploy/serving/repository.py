@@ -6,7 +6,6 @@ So nothing is put together inside: a new model, or a new version of one that is 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import re
@@ -16,10 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lrd_deploy.errors import UsageError, raise_all
-from lrd_deploy.files import move_into_place, sha256_of, storage_errors
+from lrd_deploy.files import move_into_place, sha256_of, storage_errors, take_lock
 from lrd_deploy.records import BundleManifest
 from lrd_deploy.serving.check import read_manifest
-from lrd_deploy.serving.manifest import MANIFEST_NAME, file_problems
+from lrd_deploy.serving.manifest import MANIFEST_NAME, dropped_files, file_problems
 from lrd_deploy.serving.triton_config import CONFIG_NAME, interface, read_config
 from lrd_deploy.serving.warmup import WARMUP_FOLDER
 
@@ -66,14 +65,19 @@ def staging(repository: Path) -> Iterator[Path]:
     with storage_errors("making a folder beside the model repository:", folder):
         folder.mkdir(exist_ok=True)
         lock = (folder / ".lock").open("w")
+    refusal = UsageError(
+        f"opening the model repository '{repository}'",
+        found="another packaging into it is under way",
+        accepted="one at a time",
+        remedy="wait for it",
+    )
     with lock:
-        _take(lock.fileno(), repository)
+        take_lock(lock.fileno(), refusal)
         try:
-            for leftover in folder.iterdir():
-                if leftover.is_dir():
-                    shutil.rmtree(leftover, ignore_errors=True)
+            _remove_folders(folder)
             yield folder
         finally:
+            _remove_folders(folder)  # while the lock keeps others out
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -114,8 +118,8 @@ def earlier_manifest(folder: Path, staged: Path) -> BundleManifest | None:
     if before != after:
         raise UsageError(
             f"adding a version to '{folder.name}'",
-            found="a model with other inputs or outputs than the versions that are there",
-            accepted="the same names, types and shapes: all versions share one configuration",
+            found="a model with other inputs or outputs than the versions there, or batched where they are not",
+            accepted="the same names, types and shapes, all batched or none: versions share one configuration",
             remedy="choose another --name, and another model for Triton to serve",
         )
     return manifest
@@ -160,7 +164,7 @@ def put_in_place(staged: Path, folder: Path, number: int, before: BundleManifest
         if (staged / path).is_file():
             move_into_place(staged / path, folder / path)
     move_into_place(staged / MANIFEST_NAME, folder / MANIFEST_NAME)
-    for path in {file.path for file in before.files} - {file.path for file in after.files}:
+    for path in dropped_files(folder, after):
         (folder / path).unlink(missing_ok=True)
     return True
 
@@ -204,16 +208,10 @@ def _staging_parent(repository: Path) -> Path:
     return beside if same_disk and os.access(beside, os.W_OK | os.X_OK) else repository
 
 
-def _take(lock: int, repository: Path) -> None:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system frees it when the process dies
-    except BlockingIOError as exc:
-        raise UsageError(
-            f"opening the model repository '{repository}'",
-            found="another packaging into it is under way",
-            accepted="one at a time",
-            remedy="wait for it",
-        ) from exc
+def _remove_folders(folder: Path) -> None:
+    for leftover in folder.iterdir():
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _holds(folder: Path, digests: Mapping[str, str]) -> bool:

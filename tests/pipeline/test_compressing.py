@@ -173,7 +173,20 @@ def test_a_speedup_that_fresh_processes_never_show_is_refused_with_what_they_sho
 
 
 def test_latencies_of_another_machine_are_not_held_against_this_ones_measurement(run):
-    assert run({"target_speedup": 1.5}, speedups=(1.1,), timer=False).speedup.estimate == 1.1
+    done = run({"target_speedup": 1.5}, speedups=(1.1,), timer=False)
+    assert done.speedup.estimate == 1.1
+    assert done.notes[-1] == "planned for another machine; on this one it measures 1.10×"
+
+
+def test_a_plan_that_measures_slower_than_dense_is_refused(run, tmp_path):
+    with pytest.raises(UsageError, match=r"a plan that measures 0\.90× in fresh processes, slower than dense"):
+        run({"max_error": 0.1}, speedups=(0.9,))
+    assert not (tmp_path / "fast.onnx").exists()
+
+
+def test_a_target_that_is_a_folder_is_told_before_the_work(run, tmp_path):
+    with pytest.raises(UsageError, match="a folder; a path for a file"):
+        run({"max_error": 0.1}, speedups=(), target=tmp_path)
 
 
 def test_a_model_that_factors_make_no_faster_is_refused(run):

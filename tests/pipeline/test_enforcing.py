@@ -124,6 +124,18 @@ def test_truncations_that_move_outputs_further_than_predicted_are_taken_back(enf
     _, report = enforce(linear(20, decay=0.3), Table(times), Goal(max_error=error / 2))
     assert actions(report) == [("fc", "keep")]
     assert report.relative_l2_difference < 1e-6
+    assert "outputs moved by more than" in report.enforced.notes[-1]
+
+
+def test_what_a_file_was_truncated_by_before_counts(enforce, monkeypatch):
+    times = {SVD(rank=20): 3.0, SVD(rank=16): 1.0, KeepDense(): 4.0}
+    graph = linear(20, decay=0.3)
+    error = enforce(graph, Table(times), Goal(max_error=0.5))[1].relative_l2_difference
+    monkeypatch.setattr("lrd_deploy.pipeline.chain_decisions.truncation_error", lambda *_: error / 10)
+    fresh, before = Goal(max_error=1.01 * error), graph.metadata_props.add(key=GRANTED, value="0")
+    assert actions(enforce(graph, Table(times), fresh)[1]) == [("fc", "truncate")]
+    before.value = repr(0.5 * error)  # leaves room for 0.88 of the error, which the prediction hides
+    assert actions(enforce(graph, Table(times), fresh)[1]) == [("fc", "keep")]
 
 
 def neighbours():
@@ -171,7 +183,9 @@ def test_a_file_truncated_within_an_error_is_not_truncated_again_within_it(enfor
     once, _ = enforce(graph, times, Goal(max_error=almost))
     assert ranks(once) == [(96, 40), (40, 96)]
     assert {entry.key: entry.value for entry in once.metadata_props} == {GRANTED: repr(almost)}
-    assert not enforce(once, times, Goal(max_error=almost))[1].modified
+    again = enforce(once, times, Goal(max_error=almost))[1]
+    assert not again.modified
+    assert again.enforced.notes == (f"nothing was truncated: an earlier call has used up the error of {almost:g}",)
     assert not enforce(once, times, Goal(max_error=almost / 2))[1].modified
     onwards, _ = enforce(once, times, Goal(max_error=2 * error))
     assert ranks(onwards) == [(96, 32), (32, 96)]

@@ -386,3 +386,45 @@ def test_a_file_that_changes_while_it_is_copied_is_not_packaged(model, repositor
     with pytest.raises(InputError, match="a file that changed while it was copied"):
         package_onnx(model, PackageRequest(repository))
     assert not repository.exists()
+
+
+def test_what_a_killed_packaging_had_not_removed_yet_is_removed_by_the_next(model, packaged, repository):
+    leftover = packaged / "warmup" / f"input0-{'0' * 16}.bin"
+    leftover.write_bytes(b"old")
+    with pytest.raises(InputError, match="is not in the manifest"):
+        check_bundle(packaged)
+    package_onnx(model, PackageRequest(repository, instances=2))
+    assert not leftover.exists()
+    assert check_bundle(packaged).passed
+
+
+@pytest.mark.parametrize("outside", ["../../x.bin", "/etc/hostname"])
+def test_a_check_opens_no_file_without_a_digest(packaged, outside):
+    manifest = json.loads((packaged / "manifest.json").read_text())
+    manifest["versions"][0]["inputs"][0]["file"] = outside
+    (packaged / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match="is read and has no digest"):
+        check_bundle(packaged)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"gpu": True, "threads": 2}, "--threads 2 beside --gpu"),
+        ({"max_batch": 0, "batch": 4}, "--batch 4 beside --max-batch 0"),
+        ({"max_batch": 2, "batch": 4}, "--batch 4 beside --max-batch 2, below it"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(model, repository, options, told):
+    with pytest.raises(UsageError, match=told):
+        package_onnx(model, PackageRequest(repository, **options))
+
+
+def test_weights_at_an_unusual_spelling_of_their_place_are_packaged(tmp_path, repository):
+    path = save_with_weights_beside(tmp_path / "source" / "m.onnx")
+    model = onnx.load(path, load_external_data=False)
+    (location,) = (entry for entry in model.graph.initializer[0].external_data if entry.key == "location")
+    location.value = f"./{location.value}"
+    path.write_bytes(model.SerializeToString())
+    package_onnx(path, PackageRequest(repository))
+    assert check_bundle(repository / "m").passed
