@@ -26,7 +26,7 @@ Inputs = Annotated[
     typer.Option(help="An .npz file of samples by input name, with 'labels' if accuracy counts. [the bundle's]"),
 ]
 Batch = Annotated[list[int] | None, typer.Option(min=1, help="May be given several times. [8]")]
-MaxSlowdown = Annotated[float, typer.Option(help="A slowdown of this share must be found.")]
+MaxSlowdown = Annotated[float | None, typer.Option(help="A slowdown of this share must be found. [0.05]")]
 MaxAccuracyDrop = Annotated[
     float | None, typer.Option(help="Largest loss of top-1 accuracy, or of agreement where there are no labels.")
 ]
@@ -34,12 +34,16 @@ Tolerance = Annotated[
     float | None, typer.Option(help="Largest relative L2 difference of outputs. [what float32 rounding explains]")
 ]
 Quantum = Annotated[int | None, typer.Option(min=2, help="Ranks must be multiples of it.")]
-Launches = Annotated[int, typer.Option(help="Fresh processes before the first look; even.")]
-MostLaunches = Annotated[int, typer.Option(help="Fresh processes after which it cannot tell.")]
-Confirm = Annotated[bool, typer.Option(help="A failure needs a second set of launches that fails too.")]
+Launches = Annotated[int | None, typer.Option(help="Fresh processes before the first look; even. [6]")]
+MostLaunches = Annotated[int | None, typer.Option(help="Fresh processes after which it cannot tell. [12]")]
+Confirm = Annotated[
+    bool | None,
+    typer.Option("--confirm/--no-confirm", help="A failure needs a second set of launches that fails too. [confirm]"),
+]
 Out = Annotated[Path, typer.Option(help="Gets gate.json and samples.jsonl.")]
 Judge = Annotated[
-    Path | None, typer.Option(metavar="GATE.json", help="Judge a stored result by these options; measure nothing.")
+    Path | None,
+    typer.Option(metavar="GATE.json", help="Judge a stored result again, by its policy and what is given."),
 ]
 SelfTest = Annotated[
     bool, typer.Option("--self-test", help="Instead: how often this gate errs on this machine; about 2 minutes.")
@@ -59,13 +63,13 @@ def gate(
     inputs: Inputs = None,
     batch: Batch = None,
     threads: Annotated[int, typer.Option(min=1)] = 1,
-    max_slowdown: MaxSlowdown = 0.05,
+    max_slowdown: MaxSlowdown = None,
     max_accuracy_drop: MaxAccuracyDrop = None,
     tolerance: Tolerance = None,
     quantum: Quantum = None,
-    launches: Launches = 6,
-    most_launches: MostLaunches = 12,
-    confirm: Confirm = True,
+    launches: Launches = None,
+    most_launches: MostLaunches = None,
+    confirm: Confirm = None,
     out: Out = Path("runs/gate"),
     judge: Judge = None,
     self_test: SelfTest = False,
@@ -84,21 +88,19 @@ def gate(
     from lrd_deploy.cli.console import show
     from lrd_deploy.report.gate_terminal import gate_table
 
-    policy = _policy(
-        max_slowdown=max_slowdown,
-        max_accuracy_drop=max_accuracy_drop,
-        tolerance=tolerance,
-        launches=launches,
-        most_launches=most_launches,
-        confirm=confirm,
-    )
+    asked = {"max_slowdown": max_slowdown, "max_accuracy_drop": max_accuracy_drop, "tolerance": tolerance}
+    asked |= {"launches": launches, "most_launches": most_launches, "confirm": confirm}
     sizes = tuple(batch or (8,))
     if self_test:
-        _self_test(_given(baseline, "--baseline"), inputs, policy, sizes[0], threads, as_json=as_json)
+        _refuse_beside("--self-test", {"--candidate": candidate, "--anchor": anchor, "--judge": judge})
+        _self_test(_given(baseline, "--baseline"), inputs, _policy(asked), sizes[0], threads, as_json=as_json)
         return
     if judge:
-        result = _judged_again(judge, policy)
+        others = {"--baseline": baseline, "--candidate": candidate, "--anchor": anchor, "--inputs": inputs}
+        _refuse_beside("--judge", others)
+        result = _judged_again(judge, asked)
     else:
+        policy = _policy(asked)
         settings = {"batches": sizes, "threads": threads, "quantum": quantum}
         files = {"baseline": _given(baseline, "--baseline"), "anchor": anchor}
         result = _measured(files, _given(candidate, "--candidate"), inputs, settings, policy, out)
@@ -146,27 +148,36 @@ def _measured(
     out: Path,
 ) -> GateResult:
     from lrd_deploy.cli.console import ConsoleObserver
+    from lrd_deploy.errors import UsageError
     from lrd_deploy.gate.measure import GateSettings, gate
     from lrd_deploy.gate.reference import open_reference
 
     opened = {against: open_reference(path, inputs) for against, path in files.items() if path is not None}
     references = {against: reference for against, reference in opened.items() if reference is not None}
     with ConsoleObserver() as observer:
-        for against in opened.keys() - references.keys():
-            observer.note(
-                f"there is no {against} at '{files[against]}' yet; make this candidate the first one: "
-                f"lrd-deploy baseline promote {files[against]} --candidate {candidate}"
-            )
         if "baseline" not in references:
+            observer.note(
+                f"there is no baseline at '{files['baseline']}' yet; make this candidate the first one: "
+                f"lrd-deploy baseline promote {files['baseline']} --candidate {candidate}"
+            )
             references = {}
+        elif len(references) < len(opened):
+            raise UsageError(
+                f"opening the anchor '{files['anchor']}'",
+                found="nothing at that path",
+                accepted="a folder that 'lrd-deploy baseline promote' made, or an ONNX file",
+                remedy="correct the path, or leave --anchor out",
+            )
         return gate(references, candidate, GateSettings(**settings), policy, out, observer)
 
 
-def _judged_again(stored: Path, policy: GatePolicy) -> GateResult:
+def _judged_again(stored: Path, asked: dict[str, Any]) -> GateResult:
+    """Judges stored evidence by the policy it was judged by, but for what was asked."""
     from lrd_deploy.gate.judge import judge
     from lrd_deploy.records import GateResult
 
-    return judge(GateResult.read(stored).evidence, policy)
+    result = GateResult.read(stored)
+    return judge(result.evidence, _policy(asked, result.policy.model_dump()))
 
 
 def _self_test(
@@ -191,14 +202,28 @@ def _self_test(
     show(found, self_test_table(found), as_json=as_json)
 
 
-def _policy(**options: Any) -> GatePolicy:
+def _refuse_beside(option: str, others: dict[str, Path | None]) -> None:
+    from lrd_deploy.errors import UsageError
+
+    given = [name for name, value in others.items() if value is not None]
+    if given:
+        raise UsageError(
+            f"reading the options beside {option}",
+            found=", ".join(given),
+            accepted=f"{option} without them: they would do nothing",
+            remedy=f"leave out {given[0]}, or {option}",
+        )
+
+
+def _policy(asked: dict[str, Any], base: dict[str, Any] | None = None) -> GatePolicy:
+    """The default policy, or another one, with what was asked."""
     from pydantic import ValidationError
 
     from lrd_deploy.errors import UsageError
     from lrd_deploy.records import GatePolicy
 
     try:
-        return GatePolicy(**options)
+        return GatePolicy(**{**(base or {}), **{name: value for name, value in asked.items() if value is not None}})
     except ValidationError as exc:
         first = exc.errors()[0]
         name = f"--{str(first['loc'][0]).replace('_', '-')}" if first["loc"] else "the options"
@@ -212,5 +237,5 @@ def _policy(**options: Any) -> GatePolicy:
 
 def _given(path: Path | None, option: str) -> Path:
     if path is None:
-        raise typer.BadParameter("is needed, unless --judge is given", param_hint=f"'{option}'")
+        raise typer.BadParameter("is needed here", param_hint=f"'{option}'")
     return path

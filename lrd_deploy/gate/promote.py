@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import expm1, log1p
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -24,7 +26,7 @@ from lrd_deploy.gate.baseline import (
 )
 from lrd_deploy.gate.outputs import answers
 from lrd_deploy.gate.reference import Samples, random_samples, read_samples
-from lrd_deploy.records import BaselineManifest, GateResult, Promotion
+from lrd_deploy.records import BaselineManifest, CaseVerdict, GateResult, Promotion
 from lrd_deploy.version import __version__
 
 
@@ -41,17 +43,17 @@ def promote(
         reason: why it is promoted although the gate did not pass it; kept in the history.
 
     Raises:
-        UsageError: there is a baseline, and neither a PASS of just these two models nor a reason.
+        UsageError: the result is of other models; or there is a baseline, and neither a PASS nor a reason.
         InputError: the candidate gives NaN or infinity on the samples.
         StorageError: the folder cannot be written.
     """
     present = read_baseline(folder) if is_bundle(folder) else None
     digest = model_sha256(candidate)
-    if present and digest == present.manifest.promotion.model_sha256 and inputs is None:
-        return present
-    if present and not reason:
-        _require_pass(result, digest, present)
     samples = _samples(candidate, inputs, present)
+    if present and digest == present.manifest.promotion.model_sha256 and _same(samples, present):
+        return present
+    if result is not None or (present and not reason):
+        _require_result(result, digest, present, pass_needed=not reason)
     promotion = _promotion(digest, result, reason)
     model = read_model(candidate)
     manifest = BaselineManifest(
@@ -71,20 +73,22 @@ def promote(
         return write_baseline(folder, Path(staged), manifest, (*(present.history if present else ()), promotion))
 
 
-def _require_pass(result: GateResult | None, digest: str, present: Baseline) -> None:
-    before = present.manifest.promotion.model_sha256
+def _require_result(result: GateResult | None, digest: str, present: Baseline | None, *, pass_needed: bool) -> None:
+    """Refuses a result of other models, and without a reason anything but a PASS."""
+    before = present.manifest.promotion.model_sha256 if present else None
+    seen = result and result.evidence.baseline and result.evidence.baseline.sha256
     if result is None:
         found = "no result of a gate"
     elif result.evidence.candidate.sha256 != digest:
         found = f"a gate's result for another candidate, {result.evidence.candidate.name}"
-    elif result.evidence.baseline is None or result.evidence.baseline.sha256 != before:
+    elif seen != before:
         found = "a gate's result against another baseline"
-    elif result.verdict != "PASS":
+    elif present and pass_needed and result.verdict != "PASS":
         found = f"the verdict {result.verdict}: {'; '.join(result.reasons)}"
     else:
         return
     raise UsageError(
-        f"promoting a candidate over the baseline '{present.folder}'",
+        f"promoting a candidate over the baseline '{present.folder}'" if present else "promoting a first baseline",
         found=found,
         accepted="a PASS of this candidate against this baseline",
         remedy="run the gate and pass its gate.json with --gate, or say why with --accept-regression REASON",
@@ -97,20 +101,40 @@ def _samples(candidate: Path, inputs: Path | None, present: Baseline | None) -> 
     return read_samples(present.inputs, candidate) if present else random_samples(candidate)
 
 
+def _same(samples: Samples, present: Baseline) -> bool:
+    stored = read_samples(present.inputs, present.model)
+    if samples.inputs.keys() != stored.inputs.keys() or (samples.labels is None) != (stored.labels is None):
+        return False
+    pairs = [(samples.inputs[name], array) for name, array in stored.inputs.items()]
+    if stored.labels is not None:
+        pairs.append((samples.labels, stored.labels))
+    return all(np.array_equal(ours, theirs) for ours, theirs in pairs)
+
+
 def _promotion(digest: str, result: GateResult | None, reason: str | None) -> Promotion:
-    case = next((case for case in result.cases if case.change == result.change), None) if result else None
+    timed = _timed_against_baseline(result) if result else []
     return Promotion(
         promoted_at=timestamp(),
         model_sha256=digest,
         verdict=result.verdict if result else None,
-        change=case and case.change,
-        low=case and case.low,
-        high=case and case.high,
-        base_ms=case and case.base_ms,
-        candidate_ms=case and case.candidate_ms,
+        change=_mean([case.change for case in timed]),
+        low=_mean([case.low for case in timed]),
+        high=_mean([case.high for case in timed]),
+        base_ms=timed[0].base_ms if timed else None,
+        candidate_ms=timed[0].candidate_ms if timed else None,
         fingerprint=environment().fingerprint,
         reason=reason,
     )
+
+
+def _timed_against_baseline(result: GateResult) -> list[CaseVerdict]:
+    ours = {case.name for case in result.evidence.cases if case.against == "baseline"}
+    return [case for case in result.cases if case.name in ours and case.change is not None]
+
+
+def _mean(shares: Sequence[float]) -> float | None:
+    """The geometric mean of ratios given as shares: the largest of several would drift upwards by noise alone."""
+    return expm1(sum(map(log1p, shares)) / len(shares)) if shares else None
 
 
 def _stage(folder: Path, candidate: Path, samples: Samples) -> None:

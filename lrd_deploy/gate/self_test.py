@@ -9,7 +9,8 @@ from statistics import stdev
 
 from lrd_deploy.bench.compare import fresh_launches
 from lrd_deploy.bench.environment import environment
-from lrd_deploy.engines.inputs import repeated
+from lrd_deploy.engines.inputs import allowed_batches, repeated
+from lrd_deploy.export.onnx_file import graph_inputs, read_model
 from lrd_deploy.gate.measure import LENGTH, Launches
 from lrd_deploy.gate.notebook import launch_ratio
 from lrd_deploy.gate.reference import Reference
@@ -36,13 +37,14 @@ def self_test(
     Args:
         reference: the model.
         policy: of the gate that is tested.
-        batch: as deployed.
+        batch: as deployed; the one that the model fixes, where it does.
         threads: as deployed.
         observer: hears of every launch.
         source: where launches come from.
     """
     observer = observer or SilentObserver()
-    inputs = {name: repeated(array, batch) for name, array in reference.samples.inputs.items()}
+    (size,) = allowed_batches(graph_inputs(read_model(reference.model)), [batch])
+    inputs = {name: repeated(array, size) for name, array in reference.samples.inputs.items()}
     pool: list[LaunchRatio] = []
     launches = 2 * most_launches(policy)
     with closing(source(reference.model, reference.model, inputs, threads, LENGTH, observer)) as found:

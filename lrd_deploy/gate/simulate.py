@@ -50,7 +50,7 @@ def disjoint_rates(pool: Sequence[LaunchRatio], policy: GatePolicy, *, slowdown:
     verdicts, start = [], 0
     while len(pool) - start >= most_launches(policy):
         verdicts.append(play(pool[start:], policy, slowdown=slowdown))
-        start += verdicts[-1].launches + verdicts[-1].confirming_launches
+        start += verdicts[-1].all_launches
     return _rates(verdicts, slowdown)
 
 
@@ -74,7 +74,7 @@ def _rates(verdicts: Sequence[CaseVerdict], slowdown: float) -> SlowdownRates:
         fail=counts["FAIL"] / gates,
         passed=counts["PASS"] / gates,
         inconclusive=counts["INCONCLUSIVE"] / gates,
-        mean_launches=sum(case.launches + case.confirming_launches for case in verdicts) / gates,
+        mean_launches=sum(case.all_launches for case in verdicts) / gates,
     )
 
 

@@ -1,7 +1,8 @@
 """What a latency gate saw, by which policy it judged, and what it found.
 
 A slowdown is a share: 0.05 is 5 % slower than the baseline. `low` is a one-sided bound at the policy's
-`fail_confidence`, `high` one at its `pass_confidence`: the very bounds that decide.
+`fail_confidence`, `high` one at its `pass_confidence`, each of a case on its own: of several cases each must be surer
+to fail, since they share the error, and what a control is off by is taken from a slowdown besides.
 """
 
 from __future__ import annotations
@@ -206,6 +207,11 @@ class CaseVerdict(Record):
     candidate_ms: float | None = None
     control: ControlReading | None = None
 
+    @property
+    def all_launches(self) -> int:
+        """Of both sets."""
+        return self.launches + self.confirming_launches
+
 
 class GateResult(Record):
     """A verdict with its numbers: those of the case with the largest change. None where nothing was timed."""
@@ -251,7 +257,10 @@ class SelfTest(Record):
 
 
 class Promotion(Record):
-    """One line of a baseline's history. `change` and its bounds are those of the gate that let it in."""
+    """One line of a baseline's history: what the gate that let it in measured against the baseline before.
+
+    `change` and its bounds are geometric means over that gate's cases; milliseconds are of the first of them.
+    """
 
     promoted_at: str
     model_sha256: str

@@ -59,7 +59,7 @@ def baseline_table(manifest: BaselineManifest, folder: str) -> RenderableType:
     lines = [
         f"{manifest.model} is the baseline in {folder} (sha256 {promotion.model_sha256[:16]}, opset {manifest.opset})",
         f"{manifest.samples} samples, {labels}; promoted {promotion.promoted_at}",
-        *([f"promoted without a PASS: {promotion.reason}"] if promotion.reason else []),
+        *([f"promoted with the reason: {promotion.reason}"] if promotion.reason else []),
         f"gate a candidate: lrd-deploy gate --baseline {folder} --candidate CANDIDATE.onnx",
     ]
     return Group(*(escape(line) for line in lines))

@@ -49,13 +49,18 @@ def headline(result: GateResult) -> str:
         )
     if result.verdict == "FAIL":
         return {
-            "latency": f"The candidate is slower by {change(result.change)}",
+            "latency": f"The candidate is slower by {change(_largest_failing(result))}",
             "accuracy": "The candidate's outputs are not the baseline's",
             "parity": "The candidate's form fell behind the baseline's",
         }[result.decided_by]
     if result.evidence.baseline is None:
         return "The candidate has no baseline yet"
-    return f"A slowdown of {result.policy.max_slowdown:.1%} is neither found nor excluded"
+    return f"Whether there is a slowdown of {result.policy.max_slowdown:.1%} cannot be told"
+
+
+def _largest_failing(result: GateResult) -> float | None:
+    failing = [case.change for case in result.cases if case.verdict == "FAIL" and case.change is not None]
+    return max(failing, default=None)
 
 
 def case_rows(result: GateResult) -> list[CaseRow]:

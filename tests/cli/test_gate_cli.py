@@ -80,11 +80,10 @@ def test_a_missing_baseline_is_0_with_a_notice(call, models):
     assert f"lrd-deploy baseline promote nothing --candidate {models[1]}" in err.replace("\n", "")
 
 
-def test_a_missing_anchor_is_told_and_the_baseline_is_still_gated(call, models, ratio):
-    ratio(1.06)
+def test_a_missing_anchor_is_an_error(call, models):
     code, _, err = gate(call, models, "--anchor", "nothing")
-    assert code == 1
-    assert "there is no anchor at 'nothing' yet" in err
+    assert code == 2
+    assert "opening the anchor 'nothing': nothing at that path" in err
 
 
 def test_every_file_for_ci_is_written(call, models, ratio, tmp_path, monkeypatch):
@@ -110,6 +109,34 @@ def test_a_stored_result_is_judged_again_without_measuring(call, models, ratio):
     code, out, _ = call("gate", "--judge", "first/gate.json", "--max-slowdown", "0.02", "--no-confirm", "--json")
     assert code == 1
     assert json.loads(out)["change"] == pytest.approx(0.02, abs=0.003)
+
+
+def test_judging_again_keeps_the_stored_policy_but_for_what_is_asked(call, models, ratio):
+    ratio(1.02)
+    assert gate(call, models, "--launches", "4", "--tolerance", "0.5")[0] == 0
+    code, out, _ = call("gate", "--judge", "runs/gate/gate.json", "--max-slowdown", "0.06", "--json")
+    policy = json.loads(out)["policy"]
+    assert code == 0
+    assert (policy["launches"], policy["tolerance"], policy["max_slowdown"]) == (4, 0.5, 0.06)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--judge", "g.json", "--candidate", "b.onnx"], "beside --judge: --candidate"),
+        (["--baseline", "a.onnx", "--self-test", "--anchor", "a.onnx"], "beside --self-test: --anchor"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(call, models, arguments, told):  # noqa: ARG001, the files exist
+    code, _, err = call("gate", *arguments)
+    assert code == 2
+    assert told in err
+
+
+def test_the_self_test_takes_the_batch_that_a_model_fixes(call, ratio, tmp_path):
+    ratio(1.0)
+    fixed = scaled(tmp_path / "fixed.onnx", batch=2)
+    assert call("gate", "--baseline", fixed, "--self-test")[0] == 0
 
 
 @pytest.mark.parametrize(

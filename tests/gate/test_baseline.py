@@ -69,6 +69,32 @@ def test_promoting_the_baseline_itself_changes_nothing(tmp_path):
     assert promote_again(tmp_path, tmp_path / "a.onnx") == bundle
 
 
+def test_promoting_the_same_model_with_the_same_samples_changes_nothing(tmp_path):
+    bundle = first(tmp_path)
+    assert promote_again(tmp_path, tmp_path / "a.onnx", inputs=tmp_path / "x.npz") == bundle
+    other = samples_file(tmp_path / "other.npz", samples=9)
+    with pytest.raises(UsageError, match="no result of a gate"):
+        promote_again(tmp_path, tmp_path / "a.onnx", inputs=other)
+
+
+def test_the_history_has_the_mean_over_the_baselines_cases(tmp_path):
+    bundle = first(tmp_path)
+    candidate = scaled(tmp_path / "b.onnx", 2.0)
+    result = result_for(bundle, candidate, around(0.01))
+    against_anchor = case(around(0.04), name="anchor").model_copy(update={"against": "anchor"})
+    cases = (*result.evidence.cases, case(around(-0.01), name="batch 1"), against_anchor)
+    result = judge(result.evidence.model_copy(update={"cases": cases}), GatePolicy())
+    accepted = promote_again(tmp_path, candidate, result, reason="tried")
+    assert accepted.history[-1].change == pytest.approx(0.0, abs=1e-4)
+
+
+def test_a_result_of_other_models_is_refused_even_with_a_reason(tmp_path):
+    bundle = first(tmp_path)
+    candidate, other = scaled(tmp_path / "b.onnx", 2.0), scaled(tmp_path / "c.onnx", 3.0)
+    with pytest.raises(UsageError, match="another candidate"):
+        promote_again(tmp_path, candidate, result_for(bundle, other, around(0.0)), reason="wanted")
+
+
 def test_a_pass_of_just_these_models_replaces_the_baseline_and_keeps_its_samples_and_history(tmp_path):
     bundle = first(tmp_path)
     candidate = scaled(tmp_path / "b.onnx", 2.0)
@@ -100,7 +126,8 @@ def test_anything_else_needs_a_reason_which_is_kept(tmp_path, change, told):
     with pytest.raises(UsageError, match=told):
         promote_again(tmp_path, candidate, result)
     assert read_baseline(tmp_path / "base") == bundle
-    accepted = promote_again(tmp_path, candidate, result, reason="a new feature is worth it")
+    ours = None if change.keys() & {"candidate", "baseline"} else result
+    accepted = promote_again(tmp_path, candidate, ours, reason="a new feature is worth it")
     assert accepted.history[-1].reason == "a new feature is worth it"
 
 

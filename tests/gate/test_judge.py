@@ -74,7 +74,7 @@ BY_FAR, JUST = around(0.08, spread=0.02), around(0.035, spread=0.01)
         (JUST, around(0.0), "PASS", "excluded"),
         (BY_FAR, around(0.025), "INCONCLUSIVE", "the second set of launches did not fail"),
         (BY_FAR, around(0.04, spread=0.3), "INCONCLUSIVE", "the second set of launches could not tell"),
-        (BY_FAR, (), "INCONCLUSIVE", "the second set of launches could not tell"),
+        (BY_FAR, (), "INCONCLUSIVE", "the second set of launches is missing"),
     ],
 )
 def test_a_failure_that_is_not_confirmed_does_not_fail(first, second, verdict, told):
@@ -218,10 +218,18 @@ def test_without_labels_agreement_counts():
     assert told == ["top-1 agreement with the reference falls by 10.00%, at most 5.00% is allowed"]
 
 
-def test_the_anchor_is_compared_too():
-    found = judge(evidence(outputs=outputs(), anchor_outputs=outputs(relative_l2=1.0)), POLICY)
-    assert found.verdict == "FAIL"
-    assert found.reasons[0].startswith("against the anchor, outputs differ")
+def test_outputs_may_have_changed_since_the_anchor_and_accuracy_may_not():
+    moved = outputs(relative_l2=1.0, baseline_accuracy=0.9, candidate_accuracy=0.85)
+    known = {"outputs": outputs(), "anchor_outputs": moved, "cases": (case(around(0.0)),)}
+    assert judge(evidence(**known), POLICY).verdict == "PASS"
+    found = judge(evidence(**known), GatePolicy(max_accuracy_drop=0.01))
+    assert found.reasons == ("against the anchor, top-1 accuracy falls by 5.00%, at most 1.00% is allowed",)
+
+
+def test_a_first_set_that_passes_when_judged_again_is_told_without_the_second():
+    found = verdict_of(around(0.04, spread=0.001), around(0.2), GatePolicy(max_slowdown=0.1))
+    assert (found.verdict, found.confirming_launches) == ("PASS", 0)
+    assert found.change == pytest.approx(0.04)
 
 
 def test_a_form_that_fell_behind_fails():

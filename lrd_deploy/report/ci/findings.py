@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from lrd_deploy.gate.judge import accuracy_drop, outputs_problems, parity_problems
+from lrd_deploy.gate.judge import accuracy_drop, anchor_problems, outputs_problems, parity_problems
 from lrd_deploy.records import CaseVerdict, GateResult, OutputEvidence, ParityEvidence, Verdict
 from lrd_deploy.records.gate import DecidedBy
 from lrd_deploy.report.ci.legible import distinct, legible
@@ -83,11 +83,13 @@ def _case_numbers(case: CaseVerdict) -> dict[str, float | int | str]:
 
 
 def _of_outputs(result: GateResult) -> list[Finding]:
-    seen = {"outputs": result.evidence.outputs, "outputs against the anchor": result.evidence.anchor_outputs}
     found = []
-    for name, outputs in seen.items():
+    for name, outputs, problems_of in (
+        ("outputs", result.evidence.outputs, outputs_problems),
+        ("outputs against the anchor", result.evidence.anchor_outputs, anchor_problems),
+    ):
         if outputs is not None:
-            problems = outputs_problems(outputs, result.policy)
+            problems = problems_of(outputs, result.policy)
             numbers = outputs.model_dump(exclude={"refusal"}, exclude_none=True)
             found.append(_checked(name, "accuracy", problems, _of_agreement(outputs), numbers))
     return found

@@ -22,7 +22,7 @@ def benchmark_json(result: GateResult) -> str:
 
 def _entries(result: GateResult, finding: Finding) -> list[dict[str, Any]]:
     case, entries = finding.case, []
-    extra = f"{finding.verdict}: {finding.reason}\n{case.launches + case.confirming_launches} launches"
+    extra = f"{finding.verdict}: {finding.reason}\n{case.all_launches} launches"
     if case.change is not None:
         entry = {"name": f"{finding.name}: candidate / baseline", "unit": "x", "value": _rounded(1.0 + case.change)}
         if case.low is not None and case.high is not None:

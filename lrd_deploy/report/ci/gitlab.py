@@ -30,7 +30,7 @@ def _families(result: GateResult) -> Iterator[tuple[str, str, list[Sample]]]:
     named = list(zip(names, cases, strict=True))
     yield (
         "lrd_gate_verdict",
-        "Exit code of the verdict: 0 pass, 1 fail, 3 inconclusive.",
+        "The verdict: 0 pass, 1 fail, 3 inconclusive or no baseline.",
         [({}, _EXIT_CODES[result.verdict])],
     )
     for family, meaning, field in (
@@ -39,7 +39,11 @@ def _families(result: GateResult) -> Iterator[tuple[str, str, list[Sample]]]:
         ("lrd_gate_ratio_high", "One-sided upper bound of the ratio.", "high"),
     ):
         yield family, meaning, _samples(named, lambda case, field=field: _ratio(getattr(case, field)))
-    yield "lrd_gate_control_ratio", "Baseline over its own copy; 1 on a calm machine.", _samples(named, _control)
+    yield (
+        "lrd_gate_control_ratio",
+        "The baseline's copy over it; 1 on a calm machine.",
+        _samples(named, _control),
+    )
     for arm, field in (("baseline", "base_ms"), ("candidate", "candidate_ms")):
         meaning = f"Median latency of the {arm} in milliseconds."
         yield f"lrd_gate_{arm}_ms", meaning, _samples(named, lambda case, field=field: getattr(case, field))
@@ -61,7 +65,7 @@ def _control(case: CaseVerdict) -> float | None:
 
 
 def _launches(case: CaseVerdict) -> int:
-    return case.launches + case.confirming_launches
+    return case.all_launches
 
 
 def _accuracies(result: GateResult) -> list[Sample]:

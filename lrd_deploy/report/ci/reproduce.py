@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 
-from lrd_deploy.records import GateResult
+from lrd_deploy.records import GatePolicy, GateResult
 from lrd_deploy.report.ci.legible import legible
 
 _LONGEST_PATH = 1000
@@ -24,11 +24,15 @@ def gate_command(result: GateResult) -> str:
         "--max-accuracy-drop": policy.max_accuracy_drop,
         "--tolerance": policy.tolerance,
         "--quantum": evidence.parity and evidence.parity.quantum,
+        "--launches": policy.launches if policy.looks != GatePolicy().looks else None,
+        "--most-launches": policy.most_launches if policy.looks != GatePolicy().looks else None,
     }
     words = ["lrd-deploy", "gate"]
     for option, value in options.items():
         if value is not None:
-            words += [option, f"{value:g}" if isinstance(value, float) else str(value)]
+            words += [option, str(value)]
+    if not policy.confirm:
+        words.append("--no-confirm")
     for batch in sorted({case.batch for case in evidence.cases}):
         words += ["--batch", str(batch)]
     if evidence.cases:
