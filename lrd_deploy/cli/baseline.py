@@ -51,12 +51,20 @@ def history(
 ) -> None:
     """Print every promotion of a baseline, and what single steps have added up to."""
     from lrd_deploy.cli.console import show
+    from lrd_deploy.errors import UsageError
     from lrd_deploy.files import write_text
     from lrd_deploy.gate.baseline import read_baseline
     from lrd_deploy.records import BaselineHistory
     from lrd_deploy.report.trend import trend_table
     from lrd_deploy.report.trend_figure import trend
 
+    if plot and plot.suffix != ".svg":
+        raise UsageError(
+            "drawing the trend",
+            found=f"'{plot}'",
+            accepted="a file that ends in .svg",
+            remedy=f"write '{plot.with_suffix('.svg')}'",
+        )
     promotions = read_baseline(folder).history
     if plot:
         write_text(plot, trend(promotions))

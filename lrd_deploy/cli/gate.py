@@ -40,7 +40,7 @@ Confirm = Annotated[
     bool | None,
     typer.Option("--confirm/--no-confirm", help="A failure needs a second set of launches that fails too. [confirm]"),
 ]
-Out = Annotated[Path, typer.Option(help="Gets gate.json and samples.jsonl.")]
+Out = Annotated[Path | None, typer.Option(help="Gets gate.json and samples.jsonl. [runs/gate]")]
 Judge = Annotated[
     Path | None,
     typer.Option(metavar="GATE.json", help="Judge a stored result again, by its policy and what is given."),
@@ -70,7 +70,7 @@ def gate(
     launches: Launches = None,
     most_launches: MostLaunches = None,
     confirm: Confirm = None,
-    out: Out = Path("runs/gate"),
+    out: Out = None,
     judge: Judge = None,
     self_test: SelfTest = False,
     junit: Junit = None,
@@ -88,24 +88,27 @@ def gate(
     from lrd_deploy.cli.console import show
     from lrd_deploy.report.gate_terminal import gate_table
 
+    reports = {"junit": junit, "markdown": markdown, "gitlab_metrics": gitlab_metrics}
+    reports |= {"benchmark_json": benchmark_json, "bencher_json": bencher_json}
+    _refuse_folders(reports)
     asked = {"max_slowdown": max_slowdown, "max_accuracy_drop": max_accuracy_drop, "tolerance": tolerance}
     asked |= {"launches": launches, "most_launches": most_launches, "confirm": confirm}
     sizes = tuple(batch or (8,))
     if self_test:
-        _refuse_beside("--self-test", {"--candidate": candidate, "--anchor": anchor, "--judge": judge})
+        others = {"--candidate": candidate, "--anchor": anchor, "--judge": judge, "--out": out}
+        _refuse_beside("--self-test", others)
         _self_test(_given(baseline, "--baseline"), inputs, _policy(asked), sizes[0], threads, as_json=as_json)
         return
     if judge:
         others = {"--baseline": baseline, "--candidate": candidate, "--anchor": anchor, "--inputs": inputs}
-        _refuse_beside("--judge", others)
-        result = _judged_again(judge, asked)
+        _refuse_beside("--judge", others | {"--batch": batch, "--quantum": quantum})
+        result = _judged_again(judge, asked, out)
     else:
         policy = _policy(asked)
         settings = {"batches": sizes, "threads": threads, "quantum": quantum}
         files = {"baseline": _given(baseline, "--baseline"), "anchor": anchor}
-        result = _measured(files, _given(candidate, "--candidate"), inputs, settings, policy, out)
-    files = {"junit": junit, "markdown": markdown, "gitlab_metrics": gitlab_metrics}
-    _write_reports(result, {**files, "benchmark_json": benchmark_json, "bencher_json": bencher_json}, github=github)
+        result = _measured(files, _given(candidate, "--candidate"), inputs, settings, policy, out or Path("runs/gate"))
+    _write_reports(result, reports, github=github)
     show(result, gate_table(result), as_json=as_json)
     code = 0 if result.decided_by == "baseline" else _EXIT_CODES[result.verdict]
     if code:
@@ -171,13 +174,17 @@ def _measured(
         return gate(references, candidate, GateSettings(**settings), policy, out, observer)
 
 
-def _judged_again(stored: Path, asked: dict[str, Any]) -> GateResult:
-    """Judges stored evidence by the policy it was judged by, but for what was asked."""
+def _judged_again(stored: Path, asked: dict[str, Any], out: Path | None) -> GateResult:
+    """Judges stored evidence by the policy it was judged by, but for what was asked; `out` gets the new result."""
     from lrd_deploy.gate.judge import judge
+    from lrd_deploy.gate.notebook import RESULT
     from lrd_deploy.records import GateResult
 
     result = GateResult.read(stored)
-    return judge(result.evidence, _policy(asked, result.policy.model_dump()))
+    again = judge(result.evidence, _policy(asked, result.policy.model_dump()))
+    if out is not None:
+        again.write(out / RESULT)
+    return again
 
 
 def _self_test(
@@ -202,7 +209,21 @@ def _self_test(
     show(found, self_test_table(found), as_json=as_json)
 
 
-def _refuse_beside(option: str, others: dict[str, Path | None]) -> None:
+def _refuse_folders(files: dict[str, Path | None]) -> None:
+    """Told before minutes of measuring, not after."""
+    from lrd_deploy.errors import UsageError
+
+    for name, path in files.items():
+        if path is not None and path.is_dir():
+            raise UsageError(
+                f"writing '{path}'",
+                found="a folder",
+                accepted="a path for a file",
+                remedy=f"name a file with --{name.replace('_', '-')}",
+            )
+
+
+def _refuse_beside(option: str, others: dict[str, Any]) -> None:
     from lrd_deploy.errors import UsageError
 
     given = [name for name, value in others.items() if value is not None]

@@ -85,7 +85,7 @@ def outputs_problems(outputs: OutputEvidence | None, policy: GatePolicy) -> list
     if tolerance is None and policy.max_accuracy_drop is None:
         tolerance = outputs.rounding_tolerance
     if tolerance is not None and outputs.relative_l2 > tolerance:
-        meant = "" if policy.tolerance is not None else "; allow for a change that is meant by a tolerance or a drop"
+        meant = "" if policy.tolerance is not None else "; --tolerance or --max-accuracy-drop allow what is meant"
         problems.append(
             f"outputs differ by {outputs.relative_l2:.2e} (relative L2), at most {tolerance:.2e} is allowed{meant}"
         )
@@ -215,7 +215,8 @@ def _case_verdict(case: CaseEvidence, first: Verdict, second: Verdict | None, po
         verdict = "PASS" if together == "PASS" and second != "INCONCLUSIVE" else "INCONCLUSIVE"
     sizes = {"launches": len(case.launches), "confirming_launches": len(confirming)}
     if reading is None:
-        reason = f"unfinished: {len(case.launches)} of at least {policy.launches} launches"
+        some = f"unfinished: {len(case.launches)} of at least {policy.launches} launches"
+        reason = some if case.launches else "nothing was timed: run the gate again"
         return CaseVerdict(name=case.name, verdict="INCONCLUSIVE", reason=reason, **sizes)
     return CaseVerdict(
         name=case.name,
@@ -237,7 +238,7 @@ def _reason(reading: _Reading, verdict: Verdict, first: Verdict, second: Verdict
     change, largest = f"{_share(reading.mean):+.1%}", f"{policy.max_slowdown:.1%}"
     if verdict == "FAIL":
         again = ", and again in a second set of launches" if policy.confirm else ""
-        return f"slower by {change}, more than the threshold of {policy.threshold:.1%}{again}"
+        return f"slower by {change}, more than {policy.threshold:.1%} ({policy.threshold_share:g} of {largest}){again}"
     if verdict == "PASS":
         return f"{change}; a slowdown of {largest} is excluded (at most {_share(reading.high):+.1%})"
     if not reading.control.trusted:
@@ -248,7 +249,7 @@ def _reason(reading: _Reading, verdict: Verdict, first: Verdict, second: Verdict
         return f"slower by {change} at first, but the second set of launches {did}"
     return (
         f"{change}, at most {_share(reading.high):+.1%}: a slowdown of {largest} is neither found nor excluded; "
-        f"this many launches find {_share(reading.min_detectable):.1%}"
+        f"this many launches are sure to find {_share(reading.min_detectable):.1%}"
     )
 
 

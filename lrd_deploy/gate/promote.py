@@ -47,6 +47,7 @@ def promote(
         InputError: the candidate gives NaN or infinity on the samples.
         StorageError: the folder cannot be written.
     """
+    _refuse_foreign(folder)
     present = read_baseline(folder) if is_bundle(folder) else None
     digest = model_sha256(candidate)
     samples = _samples(candidate, inputs, present)
@@ -73,6 +74,16 @@ def promote(
         return write_baseline(folder, Path(staged), manifest, (*(present.history if present else ()), promotion))
 
 
+def _refuse_foreign(folder: Path) -> None:
+    if folder.exists() and not is_bundle(folder) and (folder.is_file() or any(folder.iterdir())):
+        raise UsageError(
+            f"promoting into '{folder}'",
+            found="a file" if folder.is_file() else "a folder with other things in it",
+            accepted="a path where nothing is yet, an empty folder, or a baseline",
+            remedy="name a folder of its own for the baseline",
+        )
+
+
 def _require_result(result: GateResult | None, digest: str, present: Baseline | None, *, pass_needed: bool) -> None:
     """Refuses a result of other models, and without a reason anything but a PASS."""
     before = present.manifest.promotion.model_sha256 if present else None
@@ -91,7 +102,8 @@ def _require_result(result: GateResult | None, digest: str, present: Baseline | 
         f"promoting a candidate over the baseline '{present.folder}'" if present else "promoting a first baseline",
         found=found,
         accepted="a PASS of this candidate against this baseline",
-        remedy="run the gate and pass its gate.json with --gate, or say why with --accept-regression REASON",
+        remedy="run the gate again and pass its gate.json with --gate"
+        + (", or say why with --accept-regression REASON" if pass_needed else ", or leave --gate out"),
     )
 
 

@@ -14,7 +14,7 @@ from lrd_deploy.errors import InputError, UsageError
 from lrd_deploy.export.model_files import model_sha256
 from lrd_deploy.export.onnx_file import graph_inputs, read_model
 from lrd_deploy.gate.baseline import MANIFEST, age_in_days, is_bundle, read_baseline
-from lrd_deploy.records import GateArtefact
+from lrd_deploy.records import GateArtefact, TensorInfo
 
 _RANDOM_SAMPLES = 64
 _LABELS = "labels"
@@ -96,14 +96,16 @@ def read_samples(path: Path, model: Path) -> Samples:
         InputError: an input is missing or unknown, lengths differ, a value is NaN or infinite, labels are no integers.
     """
     arrays = stored_arrays(path)
-    names = [tensor.name for tensor in graph_inputs(read_model(model))]
+    tensors = {tensor.name: tensor for tensor in graph_inputs(read_model(model))}
+    names = list(tensors)
     labels = arrays.pop(_LABELS) if _LABELS in arrays and _LABELS not in names else None
-    problem = _problem(arrays, labels, names)
+    misfits = (_misfit(arrays[name], tensor) for name, tensor in tensors.items())
+    problem = _problem(arrays, labels, names) or next(filter(None, misfits), None)
     if problem:
         raise InputError(
             f"reading the samples '{path}' for '{model}'",
             found=problem,
-            accepted=f"arrays of one length: {', '.join(names)}, and integers '{_LABELS}' if accuracy counts",
+            accepted=f"arrays of one length, in the model's types: {', '.join(names)}; '{_LABELS}' are integers",
             remedy="write them with numpy.savez(path, input_name=array, labels=integers)",
         )
     return Samples({name: arrays[name] for name in names}, labels)
@@ -112,6 +114,15 @@ def read_samples(path: Path, model: Path) -> Samples:
 def random_samples(model: Path) -> Samples:
     """Returns random samples in the shape of a model's inputs."""
     return Samples(random_batches(model, [_RANDOM_SAMPLES])[0])
+
+
+def _misfit(array: NDArray[np.generic], tensor: TensorInfo) -> str | None:
+    """What keeps an array from being samples of an input; the first axis may have any length."""
+    wanted = f"{tensor.dtype}[{', '.join(map(str, tensor.shape))}]"
+    free = [isinstance(dim, str) or dim == size for dim, size in zip(tensor.shape[1:], array.shape[1:], strict=False)]
+    if array.dtype.name == tensor.dtype and array.ndim == len(tensor.shape) and all(free):
+        return None
+    return f"'{tensor.name}' is {array.dtype.name}[{', '.join(map(str, array.shape))}], the model takes {wanted}"
 
 
 def _problem(arrays: Mapping[str, NDArray[np.generic]], labels: NDArray | None, names: list[str]) -> str | None:

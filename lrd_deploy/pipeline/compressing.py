@@ -108,7 +108,7 @@ def compress(
         StorageError: a file cannot be read or written.
     """
     dense = read_model(source)
-    _check_writable(target)
+    _check_writable(target, source)
     layers = survey_onnx(dense)
     check_finite([layer for layer in layers if layer.may_be_factorised])
     observer.note(f"running {samples.calibration_count} calibration samples")
@@ -129,8 +129,15 @@ def compress(
     return _record(target, goal, samples, built, comparison, plan)
 
 
-def _check_writable(target: Path) -> None:
-    """Minutes of work end in this folder."""
+def _check_writable(target: Path, source: Path) -> None:
+    """Minutes of work end in this folder; the trained model is not to be replaced by what was made of it."""
+    if target.resolve() == source.resolve():
+        raise UsageError(
+            f"writing '{target}'",
+            found="the model that is to be compressed",
+            accepted="another path: what is lost cannot be had back",
+            remedy="name another file with -o",
+        )
     if target.is_dir():
         raise UsageError(
             f"writing '{target}'", found="a folder", accepted="a path for a file", remedy="name the file with -o"

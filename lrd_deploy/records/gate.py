@@ -39,7 +39,7 @@ class GatePolicy(Record):
         max_accuracy_drop: largest loss of top-1 accuracy, or of agreement where there are no labels.
     """
 
-    max_slowdown: float = Field(default=0.05, gt=0, le=10)
+    max_slowdown: float = Field(default=0.05, gt=0, le=1)
     threshold_share: float = Field(default=0.6, gt=0, lt=1)
     fail_confidence: float = Field(default=0.99, gt=0.5, lt=1)
     pass_confidence: float = Field(default=0.95, gt=0.5, lt=1)

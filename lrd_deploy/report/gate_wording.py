@@ -75,7 +75,7 @@ def bounds_sentence(policy: GatePolicy) -> str:
     return (
         f"change: of the candidate's latency against the baseline's; at least with {policy.fail_confidence:.0%} "
         f"confidence, at most with {policy.pass_confidence:.0%}; finds: the smallest slowdown that this many launches "
-        "find; control: the baseline against its own copy"
+        "are sure to find; control: the baseline against its own copy"
     )
 
 

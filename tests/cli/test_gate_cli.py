@@ -116,6 +116,8 @@ def test_judging_again_keeps_the_stored_policy_but_for_what_is_asked(call, model
     assert gate(call, models, "--launches", "4", "--tolerance", "0.5")[0] == 0
     code, out, _ = call("gate", "--judge", "runs/gate/gate.json", "--max-slowdown", "0.06", "--json")
     policy = json.loads(out)["policy"]
+    assert call("gate", "--judge", "runs/gate/gate.json", "--out", "again")[0] == 0
+    assert call("report", "again")[0] == 0
     assert code == 0
     assert (policy["launches"], policy["tolerance"], policy["max_slowdown"]) == (4, 0.5, 0.06)
 
@@ -146,6 +148,8 @@ def test_the_self_test_takes_the_batch_that_a_model_fixes(call, ratio, tmp_path)
         (["--launches", "5"], "--launches 5; Input should be a multiple of 2"),
         (["--most-launches", "4"], "most_launches, 4, is below launches, 6"),
         (["--inputs", "nothing.npz"], "reading 'nothing.npz'"),
+        (["--max-slowdown", "5"], "shares are such as 0.05 for 5 %"),
+        (["--junit", "."], "writing '.': a folder; a path for a file; name a file with --junit"),
     ],
 )
 def test_bad_options_are_2_and_say_why(call, models, arguments, told):

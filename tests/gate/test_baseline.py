@@ -170,6 +170,13 @@ def test_a_manifest_that_leaves_the_folder_is_refused(tmp_path):
         open_reference(tmp_path / "base", None)
 
 
+def test_a_folder_with_other_things_in_it_is_no_place_for_a_baseline(tmp_path):
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "notes.txt").touch()
+    with pytest.raises(UsageError, match="a folder with other things in it"):
+        first(tmp_path)
+
+
 def test_a_bundle_can_be_moved(tmp_path):
     first(tmp_path)
     shutil.move(tmp_path / "base", tmp_path / "elsewhere")
@@ -201,6 +208,8 @@ def test_an_old_baseline_is_told(tmp_path, monkeypatch):
     ("arrays", "told"),
     [
         ({"z": np.ones((2, 4), np.float32)}, "arrays z"),
+        ({"x": np.ones((2, 4))}, r"'x' is float64\[2, 4\], the model takes float32\[batch, 4\]"),
+        ({"x": np.ones((2, 5), np.float32)}, r"'x' is float32\[2, 5\], the model takes float32\[batch, 4\]"),
         ({"x": np.full((2, 4), np.nan, np.float32)}, "NaN or infinity in 'x'"),
         ({"x": np.ones((2, 4), np.float32), "labels": np.ones(3, int)}, "2 samples of 'x', 3 samples of 'labels'"),
         ({"x": np.ones((2, 4), np.float32), "labels": np.ones(2)}, "labels of type float64 in 1 dimensions"),

@@ -48,7 +48,7 @@ def test_a_candidate_that_is_as_fast_passes():
 def test_a_slowdown_that_is_found_twice_fails():
     found = verdict_of(around(0.06), around(0.06))
     assert found.verdict == "FAIL"
-    assert found.reason == "slower by +6.0%, more than the threshold of 3.0%, and again in a second set of launches"
+    assert found.reason == "slower by +6.0%, more than 3.0% (0.6 of 5.0%), and again in a second set of launches"
     assert found.change == pytest.approx(0.06)
 
 

@@ -184,6 +184,11 @@ def test_a_plan_that_measures_slower_than_dense_is_refused(run, tmp_path):
     assert not (tmp_path / "fast.onnx").exists()
 
 
+def test_the_model_itself_is_not_written_over(run, tmp_path):
+    with pytest.raises(UsageError, match="the model that is to be compressed"):
+        run({"max_error": 0.1}, speedups=(), target=tmp_path / "dense.onnx")
+
+
 def test_a_target_that_is_a_folder_is_told_before_the_work(run, tmp_path):
     with pytest.raises(UsageError, match="a folder; a path for a file"):
         run({"max_error": 0.1}, speedups=(), target=tmp_path)

@@ -97,7 +97,7 @@ def test_a_model_that_is_not_of_the_runs_weights_is_not_packaged(run_folder, tmp
     rewritten = json.loads((run_folder / "rewrite.json").read_text())
     rewritten["report"]["sha256"] = sha256_of(run_folder / "lowrank.onnx")
     (run_folder / "rewrite.json").write_text(json.dumps(rewritten))
-    with pytest.raises(BackendError, match="answers that differ from the trained model's"):
+    with pytest.raises(BackendError, match="answers that differ from those of what it was made from"):
         package_run(run_folder, PackageRequest(tmp_path / "r"))
     assert not (tmp_path / "r").exists()
 
