@@ -44,7 +44,7 @@ CONDITIONS = ("idle", "busy")
 _LAYERS, _WIDTH, _BATCH = 40, 320, 32
 _POOLS = {0.0: 150, 0.05: 270, 0.1: 104}  # launches: twenty gates that share none, and a hundred to draw from
 _GATES, _SEED = 200, 1
-_WHOLE_GATES = {"2 ms": (_WIDTH, _BATCH), "50 ms": (1024, 80)}
+_WHOLE_GATES = {"2 ms": (_WIDTH, _BATCH), "50 ms": (1024, 72)}
 
 
 def main() -> None:

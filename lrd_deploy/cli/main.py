@@ -34,6 +34,7 @@ from lrd_deploy.cli import (
     verify,
 )
 from lrd_deploy.errors import LrdError
+from lrd_deploy.processes import leave
 from lrd_deploy.version import __version__
 
 _INTERRUPTED = 130
@@ -98,7 +99,9 @@ def make_app() -> typer.Typer:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line and exits with its code."""
-    sys.exit(exit_code(list(arguments) if arguments is not None else sys.argv[1:]))
+    code = exit_code(list(arguments) if arguments is not None else sys.argv[1:])
+    leave()
+    sys.exit(code)
 
 
 def exit_code(arguments: list[str]) -> int:

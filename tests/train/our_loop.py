@@ -14,6 +14,7 @@ from lrd_deploy.decompose.surgery import decompose_
 from lrd_deploy.errors import LrdError
 from lrd_deploy.models.data import Data
 from lrd_deploy.models.survey import survey
+from lrd_deploy.processes import leave
 from lrd_deploy.ranks.choose import plan_ranks
 from lrd_deploy.recipe import UniformRank
 from lrd_deploy.recipe.settings import FineTuning, Progress, SequentialFreezing
@@ -134,3 +135,4 @@ if __name__ == "__main__":
     torch.set_default_dtype(torch.float64)
     result = main(*sys.argv[1:])
     Path(sys.argv[2], f"{os.environ.get('RANK', '0')}.json").write_text(json.dumps(result))
+    leave()
