@@ -89,7 +89,7 @@ def fresh_launches(
         UsageError: there are more threads than cores.
         BackendError: a worker failed, or refused one of the models.
     """
-    _check_threads(threads)
+    check_threads(threads)
     arms = dict(zip(ARMS, (base.resolve(), candidate.resolve(), base.resolve()), strict=True))
     with TemporaryDirectory(prefix="lrd-deploy-") as folder:
         stored = save_arrays(Path(folder, "inputs.npz"), inputs)
@@ -124,7 +124,8 @@ def _in_turn(plan: LaunchPlan, observer: Observer, *, told: bool) -> LaunchSampl
     return samples.model_copy(update={"waited": waited})
 
 
-def _check_threads(threads: int) -> None:
+def check_threads(threads: int) -> None:
+    """Raises `UsageError` where there are more threads than cores."""
     cores = environment().cores
     if threads > cores:
         raise UsageError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lrd_deploy.engines.backend import Backend, Builder, Runtime
 from lrd_deploy.engines.onnxruntime import OnnxRuntime
+from lrd_deploy.engines.profiler import Profiler
 from lrd_deploy.engines.tensorrt import TensorRTBuilder
 from lrd_deploy.errors import UsageError
 
@@ -22,6 +23,11 @@ def builder(name: str) -> Builder:
 def runtime(name: str) -> Runtime:
     """Returns a backend that runs models here."""
     return _named(name, "load", "loading a model")
+
+
+def profiler(name: str) -> Profiler:
+    """Returns a backend that times its kernels here."""
+    return _named(name, "load_profiled", "profiling a model")
 
 
 def _named(name: str, ability: str, doing: str) -> Backend:

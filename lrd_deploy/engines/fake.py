@@ -6,7 +6,7 @@ what the measuring code makes of them, without sleeping and without noise.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrd_deploy.engines.backend import Arrays, BackendStatus, SessionSettings
+from lrd_deploy.engines.profiler import Kernel, KernelTimes
 
 
 @dataclass
@@ -52,13 +53,41 @@ class FakeSession:
 
 
 @dataclass
+class FakeProfile:
+    """Takes for every call as long as its kernels do, one after the other; returns its inputs as outputs."""
+
+    clock: ScriptedClock
+    kernels_ms: Sequence[tuple[Kernel, Iterator[float]]]
+    calls_ns: list[tuple[int, ...]] = field(default_factory=list)
+
+    def run(self, inputs: Arrays) -> dict[str, NDArray[np.generic]]:
+        """Advances the clock and echoes the inputs."""
+        times = [next(script) for _, script in self.kernels_ms]
+        self.clock.advance_ms(sum(times))
+        self.calls_ns.append(tuple(round(milliseconds * 1e6) for milliseconds in times))
+        return dict(inputs)
+
+    def bind(self, inputs: Arrays) -> Callable[[], object]:
+        """Returns a call of `run`."""
+        return lambda: self.run(inputs)
+
+    def kernel_times(self) -> KernelTimes:
+        """Returns what was scripted, for the calls that were made."""
+        return KernelTimes(kernels=tuple(kernel for kernel, _ in self.kernels_ms), calls_ns=tuple(self.calls_ns))
+
+
+@dataclass
 class FakeBackend:
-    """Loads any path whose file name has a script. `log` keeps the order of all calls, by file name."""
+    """Loads any path whose file name has a script. `log` keeps the order of all calls, by file name.
+
+    `profiles` has the kernels of a file by its name, each with its own script.
+    """
 
     scripts: Mapping[str, Iterator[float]]
     clock: ScriptedClock = field(default_factory=ScriptedClock)
     log: list[str] = field(default_factory=list)
     name: str = "fake"
+    profiles: Mapping[str, Sequence[tuple[Kernel, Iterator[float]]]] = field(default_factory=dict)
 
     def describe(self) -> BackendStatus:
         """Always works."""
@@ -67,3 +96,7 @@ class FakeBackend:
     def load(self, model: Path, settings: SessionSettings) -> FakeSession:  # noqa: ARG002, nothing to set
         """Returns a session that plays the script of that file name."""
         return FakeSession(self.clock, self.scripts[model.name], self.log, model.name)
+
+    def load_profiled(self, model: Path, settings: SessionSettings, folder: Path) -> FakeProfile:  # noqa: ARG002
+        """Returns a session that plays the kernels of that file name."""
+        return FakeProfile(self.clock, self.profiles[model.name])

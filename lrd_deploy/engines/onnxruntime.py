@@ -14,6 +14,7 @@ from onnx import ModelProto
 
 from lrd_deploy.engines.artifact import artifact_of
 from lrd_deploy.engines.backend import Arrays, BackendStatus, BuildSettings, SessionSettings
+from lrd_deploy.engines.onnxruntime_profile import OnnxRuntimeProfile, profile_options
 from lrd_deploy.errors import BackendError
 from lrd_deploy.files import read_bytes, write_whole
 from lrd_deploy.records import EngineArtifact
@@ -51,6 +52,11 @@ class OnnxRuntime:
     def load(self, model: Path, settings: SessionSettings) -> OnnxRuntimeSession:
         """Loads an ONNX file with every graph optimisation on."""
         return OnnxRuntimeSession(_session(model, _options(settings)))
+
+    def load_profiled(self, model: Path, settings: SessionSettings, folder: Path) -> OnnxRuntimeProfile:
+        """Loads an ONNX file with the profiler on; trace and optimised graph go to `folder`."""
+        session = OnnxRuntimeSession(_session(model, profile_options(_options(settings), folder)))
+        return OnnxRuntimeProfile(session, session.session.end_profiling, model, folder)
 
     def load_in_memory(self, model: ModelProto, settings: SessionSettings) -> OnnxRuntimeSession:
         """Loads a model that is in no file."""

@@ -44,7 +44,7 @@ def apply_rules(
 ) -> tuple[ModelProto, tuple[Applied, ...], tuple[Skipped, ...]]:
     """Returns the new model, what was done and what was not; a model that no rule changes comes back as it was."""
     _refuse_overridable_initializers(model)
-    named = _named(model)
+    named = with_unique_names(model)
     with _quiet_graphsurgeon():
         graph = gs.import_onnx(named)
         applied, skipped = _apply_(graph, rules)
@@ -55,10 +55,11 @@ def graph_of(model: ModelProto) -> gs.Graph:
     """Returns the graph as rules get to see it, every node with a name of its own; to look at, not to change."""
     _refuse_overridable_initializers(model)
     with _quiet_graphsurgeon():
-        return gs.import_onnx(_named(model))
+        return gs.import_onnx(with_unique_names(model))
 
 
-def _named(model: ModelProto) -> ModelProto:
+def with_unique_names(model: ModelProto) -> ModelProto:
+    """Returns a copy in which every node has a name of its own; those that were unique stay."""
     named = ModelProto()
     named.CopyFrom(model)
     _name_nodes_(named.graph)
