@@ -21,6 +21,7 @@ from lrd_deploy.bench.turns import own_turn
 from lrd_deploy.bench.weighted_layers import weighted_layers
 from lrd_deploy.engines.inputs import save_arrays
 from lrd_deploy.engines.verify import check_same_inputs
+from lrd_deploy.errors import InputError
 from lrd_deploy.export.onnx_file import read_model, write_model
 from lrd_deploy.files import sha256_of
 from lrd_deploy.observer import Observer, SilentObserver
@@ -64,10 +65,11 @@ def profile(
 
     Raises:
         UsageError: there are more threads than cores.
-        InputError: a file is invalid, or the two take different inputs.
+        InputError: a file is invalid, the two take different inputs, or the first input has no batch.
         BackendError: a worker failed, or refused one of the models.
     """
     check_threads(settings.threads)
+    _check_batch(inputs, base)
     observer = observer or SilentObserver()
     arms = {"base": base} | ({"candidate": candidate} if candidate else {})
     models = {arm: read_model(path) for arm, path in arms.items()}
@@ -84,6 +86,17 @@ def profile(
     batch = len(next(iter(inputs.values())))
     deployment = Deployment(_BACKEND, batch, settings.threads, environment())
     return conclude_profile(launches, files, deployment), launches
+
+
+def _check_batch(inputs: Mapping[str, NDArray[np.generic]], model: Path) -> None:
+    first = next(iter(inputs), None)
+    if first is None or inputs[first].ndim == 0:
+        raise InputError(
+            f"profiling '{model}'",
+            found="no input" if first is None else f"an input '{first}' of unknown shape, or with no dimension",
+            accepted="a first input whose first dimension is the batch",
+            remedy="pass real inputs with --inputs, or export the model with the shapes of its inputs",
+        )
 
 
 def _with_names(path: Path, model: ModelProto, copy: Path) -> Path:

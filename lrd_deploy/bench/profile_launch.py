@@ -1,4 +1,4 @@
-"""One launch of a profile: every model with the engine's profiler and without, interleaved. The clock is an argument."""
+"""One launch of a profile: every model with the engine's profiler and without, interleaved; the clock is given."""
 
 from __future__ import annotations
 

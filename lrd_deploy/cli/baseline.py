@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from lrd_deploy.cli.picture_argument import check_svg
 from lrd_deploy.cli.recipe_argument import JsonOption
 
 FolderArgument = Annotated[Path, typer.Argument(metavar="BASELINE", help="The folder of the bundle.")]
@@ -51,20 +52,14 @@ def history(
 ) -> None:
     """Print every promotion of a baseline, and what single steps have added up to."""
     from lrd_deploy.cli.console import show
-    from lrd_deploy.errors import UsageError
     from lrd_deploy.files import write_text
     from lrd_deploy.gate.baseline import read_baseline
     from lrd_deploy.records import BaselineHistory
     from lrd_deploy.report.trend import trend_table
     from lrd_deploy.report.trend_figure import trend
 
-    if plot and plot.suffix != ".svg":
-        raise UsageError(
-            "drawing the trend",
-            found=f"'{plot}'",
-            accepted="a file that ends in .svg",
-            remedy=f"write '{plot.with_suffix('.svg')}'",
-        )
+    if plot:
+        check_svg(plot, "drawing the trend")
     promotions = read_baseline(folder).history
     if plot:
         write_text(plot, trend(promotions))

@@ -20,10 +20,26 @@ if TYPE_CHECKING:
 _OPTIONS: Mapping[str, Sequence[str]] = {
     "pad": ("quantum",),
     "truncate": ("quantum", "max_error"),
-    "merge": (),
+    "merge": ("layers_from",),
     "balance": (),
-    "auto": ("quantum", "max_error", "table", "batch", "threads"),
+    "auto": ("quantum", "max_error", "table", "batch", "threads", "layers_from"),
 }
+
+MaxErrorOption = Annotated[
+    float | None,
+    typer.Option(
+        min=0.0,
+        help="Relative L2 by which outputs may move. With truncate it fails beyond. [any] "
+        "With auto, ranks are truncated only within it. [none]",
+    ),
+]
+LayersFromOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="PROFILE.json",
+        help="With merge and auto: change only factors that 'profile' found slower than their dense layer. [all]",
+    ),
+]
 
 
 def rewrite(
@@ -41,19 +57,13 @@ def rewrite(
         int | None,
         typer.Option(min=1, help="Ranks become multiples of this. [16; with auto 8, 16, 32 and 64 are tried]"),
     ] = None,
-    max_error: Annotated[
-        float | None,
-        typer.Option(
-            min=0.0,
-            help="Relative L2 by which outputs may move. With truncate it fails beyond. [any] "
-            "With auto, ranks are truncated only within it. [none]",
-        ),
-    ] = None,
+    max_error: MaxErrorOption = None,
     table: Annotated[
         Path | None, typer.Option(help="With auto: latencies measured before, and where new ones are kept.")
     ] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="With auto: the deployed batch. [8]")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="With auto: the deployed threads. [1]")] = None,
+    layers_from: LayersFromOption = None,
     inputs: Annotated[
         Path | None, typer.Option(help="An .npz file of real inputs to compare outputs on. [random]")
     ] = None,
@@ -65,12 +75,21 @@ def rewrite(
     from lrd_deploy.pipeline.rewriting import OutputsMayMove, OutputsStay, rewrite_model
     from lrd_deploy.report.terminal import rewrite_table
 
-    asked = {"quantum": quantum, "max_error": max_error, "table": table, "batch": batch, "threads": threads}
+    asked = {
+        "quantum": quantum,
+        "max_error": max_error,
+        "table": table,
+        "batch": batch,
+        "threads": threads,
+        "layers_from": layers_from,
+    }
     _check_options(mode, {name: value for name, value in asked.items() if value is not None})
     sizes = (1, 2, 7)
     batches = stored_batches(inputs, sizes) if inputs else random_batches(model, sizes)
     if mode == "auto":
         report = _enforced(model, output, batches, asked)
+    elif layers_from:
+        report = _merged_back(model, output, batches, layers_from)
     else:
         allowed = OutputsMayMove(max_error) if mode == "truncate" else OutputsStay()
         report = rewrite_model(model, [_rule(mode, quantum or 16)], output, batches, allowed).report
@@ -81,12 +100,22 @@ def _enforced(model: Path, output: Path, batches: Sequence[Arrays], asked: Mappi
     from lrd_deploy.cli.console import ConsoleObserver
     from lrd_deploy.export.onnx_file import read_model
     from lrd_deploy.pipeline.enforcing import QUANTA, Goal, enforce_ranks
+    from lrd_deploy.pipeline.merging_back import losing_chains
     from lrd_deploy.pipeline.onnx_bench import chain_latencies, deployed_bench
+    from lrd_deploy.records import ModelProfile
 
     bench = deployed_bench(read_model(model), asked["batch"], asked["threads"])
-    goal = Goal((asked["quantum"],) if asked["quantum"] else QUANTA, asked["max_error"])
+    only = losing_chains(model, ModelProfile.read(asked["layers_from"])) if asked["layers_from"] else None
+    goal = Goal((asked["quantum"],) if asked["quantum"] else QUANTA, asked["max_error"], only)
     with ConsoleObserver() as observer, chain_latencies(asked["table"], bench, observer) as latency:
         return enforce_ranks(model, output, batches, goal, latency, bench).report
+
+
+def _merged_back(model: Path, output: Path, batches: Sequence[Arrays], profiled: Path) -> RewriteReport:
+    from lrd_deploy.pipeline.merging_back import merge_back
+    from lrd_deploy.records import ModelProfile
+
+    return merge_back(model, ModelProfile.read(profiled), output, batches).report
 
 
 def _rule(mode: str, quantum: int) -> Rule:

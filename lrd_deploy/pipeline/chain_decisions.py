@@ -36,7 +36,13 @@ class _Timeable:
     options: tuple[RankOption, ...]
 
 
-def decide(model: ModelProto, quanta: Sequence[int], budget: float, latency: LatencySource) -> list[Decided]:
+def decide(
+    model: ModelProto,
+    quanta: Sequence[int],
+    budget: float,
+    latency: LatencySource,
+    only: frozenset[str] | None = None,
+) -> list[Decided]:
     """Returns a decision for every factor chain of a model, in the graph's order.
 
     Args:
@@ -44,11 +50,12 @@ def decide(model: ModelProto, quanta: Sequence[int], budget: float, latency: Lat
         quanta: multiples of these are candidates.
         budget: the most that the squared relative errors of truncations may sum to; 0 allows none.
         latency: asked once, for all chains together.
+        only: names of the chains to decide about; the others are kept. None: all.
 
     Raises:
         InputError: the graph's shapes contradict each other, or a table lacks a layer.
     """
-    looked = _looked(model, quanta, truncate=budget > 0)
+    looked = _looked(model, quanta, only, truncate=budget > 0)
     timeable = [one for one in looked if isinstance(one, _Timeable)]
     times = latency.latencies_ms(_requests(timeable)) if timeable else {}
     timed = {one.chain.name: _timed(one, times) for one in timeable}
@@ -60,11 +67,16 @@ def decide(model: ModelProto, quanta: Sequence[int], budget: float, latency: Lat
     ]
 
 
-def _looked(model: ModelProto, quanta: Sequence[int], *, truncate: bool) -> list[_Timeable | Decided]:
+def _looked(
+    model: ModelProto, quanta: Sequence[int], only: frozenset[str] | None, *, truncate: bool
+) -> list[_Timeable | Decided]:
     """Every chain, or why it cannot be timed."""
     graph, shapes = graph_of(model), inferred_shapes(model)
     looked: list[_Timeable | Decided] = []
     for chain in find_chains(graph):
+        if only is not None and chain.name not in only:
+            looked.append(Decided(_kept(chain.name, "it is not among the layers asked for")))
+            continue
         layer = check_chain(graph, chain) or layer_of(chain, shapes.get(chain.nodes[0].inputs[0].name))
         if isinstance(layer, str):
             looked.append(Decided(_kept(chain.name, layer)))

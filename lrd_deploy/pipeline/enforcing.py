@@ -39,10 +39,12 @@ class Goal:
     Attributes:
         quanta: multiples of these are candidates.
         max_error: largest relative L2 difference of the outputs that truncations may cause; None allows none.
+        only: names of the factor chains that may change; None: all.
     """
 
     quanta: tuple[int, ...] = QUANTA
     max_error: float | None = None
+    only: frozenset[str] | None = None
 
 
 def enforce_ranks(
@@ -165,7 +167,7 @@ def _enforced(model: ModelProto, goal: Goal, allowed: float, latency: LatencySou
     decisions: tuple[ChainDecision, ...] = ()
     budget, truncated = allowed**2, False
     while True:
-        decided = decide(model, goal.quanta, budget, latency)
+        decided = decide(model, goal.quanta, budget, latency, goal.only)
         changes = [one for one in decided if one.rule is not None]
         decisions += tuple(one.decision for one in (changes if decisions else decided))
         if not changes:

@@ -73,5 +73,5 @@ def test_reported_times_are_by_call_and_kernel_in_nanoseconds():
     "text", ["", "[]", "{}", '{"Layers": []}', '{"Bindings": []}', '{"Layers": [{}], "Bindings": []}']
 )
 def test_what_is_no_layer_information_is_refused(text):
-    with pytest.raises(InputError, match="reading TensorRT's layer information: .*; the engine inspector's JSON"):
+    with pytest.raises(InputError, match=r"reading TensorRT's layer information: .*; the engine inspector's JSON"):
         layer_kernels(text)
