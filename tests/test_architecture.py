@@ -48,12 +48,14 @@ def test_the_errors_import_only_the_standard_library():
     [
         "ranks.choose",
         "bench.worker",
+        "bench.profile_worker",
         "serving.worker",
         "rewrite.apply",
         "report.html",
         "pipeline",
         "pipeline.compressing",
         "pipeline.enforcing",
+        "pipeline.merging_back",
     ],
 )
 def test_what_needs_no_pytorch_does_not_import_it(module):

@@ -93,9 +93,9 @@ def _check_batch(inputs: Mapping[str, NDArray[np.generic]], model: Path) -> None
     if first is None or inputs[first].ndim == 0:
         raise InputError(
             f"profiling '{model}'",
-            found="no input" if first is None else f"an input '{first}' of unknown shape, or with no dimension",
+            found="no input" if first is None else f"an input '{first}' without dimensions",
             accepted="a first input whose first dimension is the batch",
-            remedy="pass real inputs with --inputs, or export the model with the shapes of its inputs",
+            remedy="pass real inputs with --inputs, or export the model with a batch",
         )
 
 

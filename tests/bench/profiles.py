@@ -73,7 +73,9 @@ def profile_of(*layers, sha256="e" * 64, **changes):
         "launches": 6,
         "timing_overhead_us": 2.2,
         "warnings": (),
-        "environment": Environment(cpu="CPU", cores=2, system="Linux", python="3.12", packages={}, fingerprint="f" * 16),
+        "environment": Environment(
+            cpu="CPU", cores=2, system="Linux", python="3.12", packages={}, fingerprint="f" * 16
+        ),
     }
     return ModelProfile(**(fields | changes))
 

@@ -80,7 +80,7 @@ def test_a_layer_that_only_one_model_has_stands_alone():
 
 
 def test_a_reorder_that_another_layer_reads_too_belongs_to_none():
-    shared = FACTORS.kernels[:2] + (kernel("k1", "a.up", reads=["u"]), kernel("k2", "b", reads=["u"]))
+    shared = (*FACTORS.kernels[:2], kernel("k1", "a.up", reads=["u"]), kernel("k2", "b", reads=["u"]))
     first, _ = rows_of({"base": ArmGraph(FACTORS.layers, shared)})
     assert first.arms["base"].kernels == {0: "layer", 2: "layer"}
 

@@ -13,7 +13,7 @@ from tests.rewrite.graph_text import DOWN, PAIR, UP, model
 
 
 def graph(*nodes, opsets='"" : 20, "com.microsoft.nchwc" : 1, "com.microsoft" : 1'):
-    text = f'<ir_version: 10, opset_import: [{opsets}]> g (float[b,4] x) => (float[b,4] y) {{ {" ".join(nodes)} }}'
+    text = f"<ir_version: 10, opset_import: [{opsets}]> g (float[b,4] x) => (float[b,4] y) {{ {' '.join(nodes)} }}"
     return onnx.parser.parse_model(text).graph
 
 
@@ -96,9 +96,7 @@ def test_every_call_is_timed_kernel_by_kernel_and_outputs_stay(pair, tmp_path):
     session = profiler("onnxruntime").load_profiled(pair, SessionSettings(), tmp_path)
     call = session.bind(x)
     call()
-    np.testing.assert_array_equal(
-        session.run(x)["y"], runtime("onnxruntime").load(pair, SessionSettings()).run(x)["y"]
-    )
+    np.testing.assert_array_equal(session.run(x)["y"], runtime("onnxruntime").load(pair, SessionSettings()).run(x)["y"])
     times = session.kernel_times()
     assert [kernel.nodes for kernel in times.kernels] == [("fc.down",), ("fc.up",)]
     assert len(times.calls_ns) == 3  # `bind` tries its inputs
@@ -109,7 +107,7 @@ def test_calls_that_the_trace_lacks_are_told(pair, tmp_path):
     session = profiler("onnxruntime").load_profiled(pair, SessionSettings(), tmp_path)
     session.bind({"x": np.ones((2, 4), np.float32)})
     session.calls += 5
-    with pytest.raises(BackendError, match="1 of 6 calls in its trace; .* million events"):
+    with pytest.raises(BackendError, match=r"1 of 6 calls in its trace; .* million events"):
         session.kernel_times()
 
 

@@ -31,9 +31,7 @@ def dense_model(path, width):
         nodes.append(helper.make_node("Gemm", [source, f"{name}.w"], [f"{name}.y"], name=name))
         nodes.append(helper.make_node("Relu", [f"{name}.y"], [f"{name}.z"], name=f"{name}.relu"))
         source = f"{name}.z"
-    ends = [
-        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["batch", width]) for name in ("x", source)
-    ]
+    ends = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["batch", width]) for name in ("x", source)]
     graph = helper.make_graph(nodes, "two layers", ends[:1], ends[1:], weights)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
     return path
@@ -89,7 +87,7 @@ def test_a_profile_of_another_file_or_of_one_model_is_refused(pair, tmp_path):
     _, low = pair(16, 2, 15)
     with pytest.raises(UsageError, match=r"a profile of another file, which was 'low\.onnx' then"):
         merge_back(low, profile_of(), tmp_path / "merged.onnx", random_batches(low, (1,)))
-    with pytest.raises(UsageError, match="a profile of one model, .*; a profile of a dense model and this one"):
+    with pytest.raises(UsageError, match=r"a profile of one model, .*; a profile of a dense model and this one"):
         losing_chains(low, profile_of(candidate=None))
     assert not (tmp_path / "merged.onnx").exists()
 
