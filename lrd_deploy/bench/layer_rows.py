@@ -51,11 +51,9 @@ def rows_of(arms: Mapping[str, ArmGraph]) -> list[Row]:
     """Returns the layers of all models side by side, in the order of the first one's graph.
 
     Layers are one row where they have one name, share a node's name, or share a kernel. A kernel belongs to a layer
-    whose weights it runs; to one whose factors it stands between and only turns data; or to one whose dense kernel
-    does its work along with its own.
+    whose weights it runs, or whose factors it stands between and only turns data.
     """
-    rows = [_row(group, arms) for group in _joined(arms)]
-    return [_with_unfused(row, arms) for row in rows]
+    return [_row(group, arms) for group in _joined(arms)]
 
 
 def outside_rows(rows: Iterable[Row], arm: str, kernels: Sequence[Kernel]) -> dict[KernelGroup, tuple[int, ...]]:
@@ -163,24 +161,3 @@ def _links(kernels: Sequence[Kernel]) -> set[tuple[int, int]]:
         links |= {(written[value], number) for value in kernel.inputs if value in written}
         written |= dict.fromkeys(kernel.outputs, number)
     return links
-
-
-def _with_unfused(row: Row, arms: Mapping[str, ArmGraph]) -> Row:
-    """Adds kernels that run alone what this row's kernels in the other model do along with their own work."""
-    covered = {arm: _nodes_run(part, arms[arm].kernels) for arm, part in row.arms.items()}
-    parts = {}
-    for arm, part in row.arms.items():
-        elsewhere = set().union(*(nodes for other, nodes in covered.items() if other != arm))
-        weighted = {node for layer in arms[arm].layers for node in layer.nodes}
-        alone: dict[int, KernelRole] = {
-            number: "unfused"
-            for number, kernel in enumerate(arms[arm].kernels)
-            if kernel.nodes and number not in part.kernels and elsewhere.issuperset(kernel.nodes)
-            and weighted.isdisjoint(kernel.nodes)
-        }  # fmt: skip
-        parts[arm] = ArmRow(part.layers, {**part.kernels, **alone})
-    return Row(row.name, parts)
-
-
-def _nodes_run(part: ArmRow, kernels: Sequence[Kernel]) -> set[str]:
-    return {node for number in part.kernels for node in kernels[number].nodes}

@@ -89,7 +89,7 @@ def rewrite(
     if mode == "auto":
         report = _enforced(model, output, batches, asked)
     elif layers_from:
-        report = _merged_back(model, output, batches, layers_from)
+        report = _merged_back(model, output, batches, {**asked, "inputs": inputs})
     else:
         allowed = OutputsMayMove(max_error) if mode == "truncate" else OutputsStay()
         report = rewrite_model(model, [_rule(mode, quantum or 16)], output, batches, allowed).report
@@ -111,11 +111,21 @@ def _enforced(model: Path, output: Path, batches: Sequence[Arrays], asked: Mappi
         return enforce_ranks(model, output, batches, goal, latency, bench).report
 
 
-def _merged_back(model: Path, output: Path, batches: Sequence[Arrays], profiled: Path) -> RewriteReport:
+def _merged_back(model: Path, output: Path, batches: Sequence[Arrays], asked: Mapping[str, Any]) -> RewriteReport:
+    from lrd_deploy.bench.compare import compare
+    from lrd_deploy.cli.console import ConsoleObserver
+    from lrd_deploy.engines.inputs import random_batches, stored_batches
     from lrd_deploy.pipeline.merging_back import merge_back
+    from lrd_deploy.recipe.settings import Bench
     from lrd_deploy.records import ModelProfile
 
-    return merge_back(model, ModelProfile.read(profiled), output, batches).report
+    found, inputs = ModelProfile.read(asked["layers_from"]), asked["inputs"]
+    (timed,) = stored_batches(inputs, [found.batch]) if inputs else random_batches(model, [found.batch])
+    bench = Bench(batch=found.batch, threads=found.threads, launches=6)
+    with ConsoleObserver() as observer:
+        return merge_back(
+            model, found, output, batches, lambda base, merged: compare(base, merged, timed, bench, observer)[0].speedup
+        ).report
 
 
 def _rule(mode: str, quantum: int) -> Rule:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from lrd_deploy.records.environment import Environment
 from lrd_deploy.records.layers import Choice, LayerSignature
+from lrd_deploy.records.measurement import Ratio
 from lrd_deploy.records.record import Record
 
 
@@ -126,7 +127,7 @@ class RankEnforcement(Record):
 class RewriteReport(Record):
     """What a list of rules did to a graph. The differences are None until the outputs were compared.
 
-    `enforced` is there where measured latencies decided.
+    `enforced` is there where measured latencies decided; `speedup`, of the whole model, where a profile did.
     """
 
     path: Path
@@ -137,6 +138,7 @@ class RewriteReport(Record):
     max_abs_difference: float | None = None
     relative_l2_difference: float | None = None
     enforced: RankEnforcement | None = None
+    speedup: Ratio | None = None
 
 
 class RewrittenModel(Record):

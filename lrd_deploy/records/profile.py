@@ -9,7 +9,7 @@ from lrd_deploy.records.environment import Environment
 from lrd_deploy.records.measurement import Ratio
 from lrd_deploy.records.record import Record
 
-KernelRole = Literal["layer", "reorder", "unfused"]
+KernelRole = Literal["layer", "reorder"]
 KernelGroup = Literal["reorders", "elementwise", "other"]
 LayerVerdict = Literal["pays", "loses", "undecided"]
 
@@ -17,8 +17,7 @@ LayerVerdict = Literal["pays", "loses", "undecided"]
 class ProfiledKernel(Record):
     """A kernel of a layer, in the engine's own words.
 
-    `role`: `layer` runs weights of it; `reorder` only turns data from one of its factors to the next; `unfused` runs
-    alone what the other model's kernels of this layer do along with it.
+    `role`: `layer` runs weights of it; `reorder` only turns data from one of its factors to the next.
     """
 
     name: str

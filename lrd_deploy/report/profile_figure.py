@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from lrd_deploy.records import KernelRole, LayerTime, ModelProfile, ProfiledLayer
+from lrd_deploy.records import ModelProfile, ProfiledLayer
 from lrd_deploy.report.canvas import AMBER, BAD, BLUE, DENSE, INK, WIDE, add_legend, as_file, literal, new_axes
 from lrd_deploy.report.figures import short_name
 from lrd_deploy.report.profile_wording import NO_LAYER
@@ -27,7 +27,7 @@ class _Bar(NamedTuple):
 def profile_picture(profile: ModelProfile) -> str:
     """Returns a profile as SVG, the longest 160 layers in the graph's order.
 
-    The candidate's bars are red where its factors lose; layout reorders and lost fusions inside a layer stand apart.
+    The candidate's bars are red where its factors lose; layout reorders between factors stand apart.
     """
     bars = [*(_bar(layer) for layer in _longest(profile.layers)), *_outside(profile)]
     figure, axes = new_axes(WIDE, height=1.2 + 0.24 * len(bars))
@@ -80,17 +80,9 @@ def _parts(layer: ProfiledLayer) -> tuple[tuple[str, str, float], ...]:
     if time is None:
         return ()
     what, color = ("candidate, loses", BAD) if layer.verdict == "loses" else ("candidate", BLUE)
-    extra = _role_ms(time, "reorder"), _role_ms(time, "unfused")
-    parts = (
-        (what, color, max(time.ms - sum(extra), 0.0)),
-        ("reorder between factors", AMBER, extra[0]),
-        ("no longer fused", INK, extra[1]),
-    )
+    reorders = sum(kernel.ms for kernel in time.kernels if kernel.role == "reorder")
+    parts = ((what, color, max(time.ms - reorders, 0.0)), ("reorder between factors", AMBER, reorders))
     return tuple(part for part in parts if part[2] > 0)
-
-
-def _role_ms(time: LayerTime, role: KernelRole) -> float:
-    return sum(kernel.ms for kernel in time.kernels if kernel.role == role)
 
 
 def _outside(profile: ModelProfile) -> list[_Bar]:

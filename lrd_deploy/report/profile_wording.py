@@ -29,10 +29,8 @@ def kernels(layer: ProfiledLayer) -> str:
 
 
 def _counted(found: Sequence[ProfiledKernel]) -> str:
-    roles = [kernel.role for kernel in found]
-    words = [str(roles.count("layer"))]
-    words += [f"{count} {role}" for role in ("reorder", "unfused") if (count := roles.count(role))]
-    return " + ".join(words)
+    reorders = sum(kernel.role == "reorder" for kernel in found)
+    return f"{len(found) - reorders}" + (f" + {reorders} reorder" if reorders else "")
 
 
 def sentences(profile: ModelProfile) -> Iterator[str]:

@@ -140,6 +140,8 @@ def rewrite_table(report: RewriteReport) -> RenderableType:
     rows = [(entry.rule, entry.node, entry.change) for entry in report.applied]
     rows += [(entry.rule, entry.node, f"skipped: {entry.reason}") for entry in report.skipped]
     summary = f"{len(report.applied)} rewritten, {len(report.skipped)} skipped{_moved(report)}"
+    if report.speedup is not None:
+        summary += f"; speedup of the whole {speedup(report.speedup)}"
     if not rows:
         return Group("no factors found; " + summary)
     done = table(("rule", "node", "change"), rows)

@@ -83,6 +83,6 @@ def profile_of(*layers, sha256="e" * 64, **changes):
 LAYERS = (
     layer("stem", 0.5, 0.5),
     layer("good", 1.0, 0.4, "pays", roles=["layer", "reorder", "layer"]),
-    layer("bad", 0.5, 0.9, "loses", roles=["layer", "layer", "unfused"]),
+    layer("bad", 0.5, 0.9, "loses"),
     layer("even", 0.7, 0.7, "undecided"),
 )

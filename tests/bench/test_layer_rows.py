@@ -38,16 +38,21 @@ FACTORS = ArmGraph(
 )
 
 
-def test_factors_join_their_dense_layer_with_the_reorder_between_them_and_the_lost_fusion():
+def test_factors_join_their_dense_layer_with_the_reorder_between_them():
     first, second = rows_of({"base": DENSE, "candidate": FACTORS})
     assert (first.name, second.name) == ("a", "b")
     assert first.arms["base"].kernels == {0: "layer"}
-    assert first.arms["candidate"].kernels == {0: "layer", 1: "reorder", 2: "layer", 4: "unfused"}
+    assert first.arms["candidate"].kernels == {0: "layer", 1: "reorder", 2: "layer"}
     assert second.arms["candidate"].kernels == {5: "layer"}
     assert outside_rows([first, second], "candidate", FACTORS.kernels) == {
-        "reorders": (3,), "elementwise": (), "other": (6,),
+        "reorders": (3,), "elementwise": (4,), "other": (6,),
     }  # fmt: skip
+
+
+def test_a_node_that_was_fused_and_runs_alone_is_a_lost_fusion_and_no_layers():
     assert lost_fusions({"base": DENSE, "candidate": FACTORS}) == [("candidate", "relu", 4)]
+    assert lost_fusions({"base": FACTORS, "candidate": DENSE}) == [("base", "relu", 4)]
+    assert lost_fusions({"base": DENSE, "candidate": DENSE}) == lost_fusions({"base": FACTORS}) == []
 
 
 def test_swapping_the_models_swaps_the_columns():

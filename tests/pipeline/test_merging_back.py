@@ -17,7 +17,7 @@ from lrd_deploy.recipe.settings import Bench
 from lrd_deploy.records import SVD, KeepDense
 from lrd_deploy.rewrite.apply import rewrite_file
 from lrd_deploy.rewrite.decompose_node import DecomposeNode
-from tests.bench.profiles import layer, profile_of
+from tests.bench.profiles import layer, profile_of, ratio
 
 LAYERS = ("good", "bad")
 
@@ -50,6 +50,10 @@ def pair(tmp_path):
     return make
 
 
+def measured(speedup):
+    return lambda _base, _merged: ratio(speedup)
+
+
 def names(path):
     return [node.name for node in onnx.load(path).graph.node if node.op_type == "Gemm"]
 
@@ -58,7 +62,8 @@ def test_what_loses_is_merged_exactly_and_the_others_say_why_they_stay(pair, tmp
     _, low = pair(16, 2, 15)
     found = profile_of(layer("good", 1.0, 0.5, "pays"), layer("bad", 1.0, 1.9, "loses"), sha256=sha256_of(low))
     batches = random_batches(low, (1, 3))
-    done = merge_back(low, found, tmp_path / "merged.onnx", batches)
+    done = merge_back(low, found, tmp_path / "merged.onnx", batches, measured(1.2))
+    assert done.report.speedup.estimate == 1.2
     assert names(tmp_path / "merged.onnx") == ["good.down", "good.up", "bad"]
     assert [entry.node for entry in done.report.applied] == ["bad"]
     assert [(entry.node, entry.reason) for entry in done.report.skipped] == [
@@ -67,10 +72,22 @@ def test_what_loses_is_merged_exactly_and_the_others_say_why_they_stay(pair, tmp
     assert verify(low, tmp_path / "merged.onnx", batches).passed
 
 
+def test_a_merge_that_makes_the_whole_slower_is_refused_and_writes_nothing(pair, tmp_path):
+    _, low = pair(16, 2, 15)
+    found = profile_of(layer("bad", 1.0, 1.9, "loses"), sha256=sha256_of(low))
+    with pytest.raises(
+        UsageError, match=r"0\.90× \(0\.88 to 0\.92\) as fast with 'bad' merged.*; a model that is no slower"
+    ):
+        merge_back(low, found, tmp_path / "merged.onnx", random_batches(low, (1,)), measured(0.9))
+    assert not (tmp_path / "merged.onnx").exists()
+    undecided = merge_back(low, found, tmp_path / "merged.onnx", random_batches(low, (1,)), measured(0.99))
+    assert undecided.report.modified
+
+
 def test_where_nothing_loses_the_model_is_written_as_it_was(pair, tmp_path):
     _, low = pair(16, 2, 15)
     found = profile_of(layer("good", 1.0, 0.5, "pays"), layer("bad", 1.0, 1.0, "undecided"), sha256=sha256_of(low))
-    done = merge_back(low, found, tmp_path / "merged.onnx", random_batches(low, (1,)))
+    done = merge_back(low, found, tmp_path / "merged.onnx", random_batches(low, (1,)), measured(1.2))
     assert not done.report.modified
     assert {entry.node for entry in done.report.skipped} == {"good", "bad"}
     assert names(tmp_path / "merged.onnx") == names(low)
@@ -79,14 +96,14 @@ def test_where_nothing_loses_the_model_is_written_as_it_was(pair, tmp_path):
 def test_factors_that_cannot_be_merged_are_told(pair, tmp_path):
     _, low = pair(16, 2, 15)
     found = profile_of(layer("bad", 1.0, 1.9, "loses", chains=()), sha256=sha256_of(low))
-    done = merge_back(low, found, tmp_path / "merged.onnx", random_batches(low, (1,)))
+    done = merge_back(low, found, tmp_path / "merged.onnx", random_batches(low, (1,)), measured(1.2))
     assert done.report.skipped[0].reason == "its factors are slower than dense, but something stands between them"
 
 
 def test_a_profile_of_another_file_or_of_one_model_is_refused(pair, tmp_path):
     _, low = pair(16, 2, 15)
     with pytest.raises(UsageError, match=r"a profile of another file, which was 'low\.onnx' then"):
-        merge_back(low, profile_of(), tmp_path / "merged.onnx", random_batches(low, (1,)))
+        merge_back(low, profile_of(), tmp_path / "merged.onnx", random_batches(low, (1,)), measured(1.2))
     with pytest.raises(UsageError, match=r"a profile of one model, .*; a profile of a dense model and this one"):
         losing_chains(low, profile_of(candidate=None))
     assert not (tmp_path / "merged.onnx").exists()

@@ -27,7 +27,7 @@ def test_the_table_has_both_times_and_what_the_factors_do():
     text = shown(profile_of(*LAYERS))
     assert row(text, "stem") == "stem 0.500 0.500 1 1.00× (0.98 to 1.02)"
     assert row(text, "good") == "good 1.000 0.400 1 → 2 + 1 reorder 2.50× (2.45 to 2.55) pays"
-    assert row(text, "bad") == "bad 0.500 0.900 1 → 2 + 1 unfused 0.56× (0.54 to 0.57) LOSES"
+    assert row(text, "bad") == "bad 0.500 0.900 1 → 2 0.56× (0.54 to 0.57) LOSES"
     assert row(text, "even").endswith("cannot tell")
     assert row(text, "layout reorders") == "layout reorders 0.0100 0.0100 2 +0.0000"
 
