@@ -1,6 +1,6 @@
 """A profile from scripted kernels, and from real processes."""
 
-from itertools import repeat
+from itertools import count, repeat
 from pathlib import Path
 
 import numpy as np
@@ -172,6 +172,15 @@ def test_launches_whose_kernels_run_other_layers_are_refused(tmp_path):
     other = samples[1].model_copy(update={"kernels": {**samples[1].kernels, "base": together}})
     with pytest.raises(BackendError, match="in one kernel in some launches and in several in others"):
         conclude_profile([samples[0], other], FILES, DEPLOYMENT)
+
+
+def test_kernel_times_are_those_of_the_very_calls_that_were_timed(tmp_path):
+    fake = backend()
+    rising = [(kernel, (4.0 + 0.01 * n for n in count())) for kernel, _ in fake.profiles["dense.onnx"]]
+    samples = launch(FakeBackend(fake.scripts, profiles={**fake.profiles, "dense.onnx": rising}), tmp_path)
+    kernels = [[sum(call) for call in block] for block in samples.kernel_ns["base"]]
+    assert kernels == [list(block) for block in samples.profiled_ns["base"]]
+    assert len({total for block in kernels for total in block}) == 8 * samples.calls_per_block
 
 
 def test_a_profiler_that_lost_calls_is_told(tmp_path):
