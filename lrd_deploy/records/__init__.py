@@ -33,6 +33,7 @@ from lrd_deploy.records.graphs import (
     ChainAction,
     ChainDecision,
     ChainOption,
+    ConvertedShare,
     EngineArtifact,
     ExportedModel,
     ExportedPair,
@@ -64,6 +65,16 @@ from lrd_deploy.records.plan import (
     RankPoint,
     RankStudy,
 )
+from lrd_deploy.records.precision import (
+    ActivationRanges,
+    ActivationType,
+    CalibratedRanges,
+    Precision,
+    PrecisionMark,
+    PrecisionPolicy,
+    PrecisionReport,
+    RangeMethod,
+)
 from lrd_deploy.records.record import Record
 from lrd_deploy.records.run import Pair, RunRecord
 from lrd_deploy.records.serving import (
@@ -80,9 +91,12 @@ from lrd_deploy.records.serving import (
     VersionCheck,
 )
 from lrd_deploy.records.training import Epoch, FrozenGroup, TrainedModel
+from lrd_deploy.records.verification import Verification, VerifyPolicy
 
 __all__ = [
     "SVD",
+    "ActivationRanges",
+    "ActivationType",
     "Against",
     "Applied",
     "Arm",
@@ -95,6 +109,7 @@ __all__ = [
     "BundleManifest",
     "BundleSource",
     "CalibratedLatencies",
+    "CalibratedRanges",
     "CaseEvidence",
     "CaseVerdict",
     "ChainAction",
@@ -106,6 +121,7 @@ __all__ = [
     "Comparison",
     "CompressedModel",
     "ControlReading",
+    "ConvertedShare",
     "EngineArtifact",
     "Environment",
     "Epoch",
@@ -134,7 +150,12 @@ __all__ = [
     "Pair",
     "ParityEvidence",
     "PlannedLayer",
+    "Precision",
+    "PrecisionMark",
+    "PrecisionPolicy",
+    "PrecisionReport",
     "Promotion",
+    "RangeMethod",
     "RankEnforcement",
     "RankPlan",
     "RankPoint",
@@ -155,5 +176,7 @@ __all__ = [
     "Tucker2",
     "TwoFactors",
     "Verdict",
+    "Verification",
+    "VerifyPolicy",
     "VersionCheck",
 ]
