@@ -23,7 +23,7 @@ from lrd_deploy.precision.conversion import Conversion
 from lrd_deploy.precision.half import to_half
 from lrd_deploy.precision.mark import check_unconverted, set_mark_
 from lrd_deploy.precision.opset import LEAST, raised
-from lrd_deploy.precision.quantize import to_int8, values_to_measure
+from lrd_deploy.precision.quantize import quantisable, to_int8, values_to_measure
 from lrd_deploy.precision.rounding import HalfRounding
 from lrd_deploy.precision.share import converted_share
 from lrd_deploy.precision.values import GraphValues, node_title
@@ -60,7 +60,7 @@ def measure_ranges(
     model, _ = _prepared(read_model(source))
     values = values_to_measure(model)
     if not values:
-        raise _nothing(source, "int8")
+        raise _nothing(source, "int8", [*quantisable(model)[1].values()])
     if samples.calibration_count < FEWEST_SAMPLES:
         raise InputError(
             f"measuring ranges for '{source}'",
@@ -91,7 +91,8 @@ def evidence_for(
     source: Path, policy: PrecisionPolicy, samples: Samples | None, ranges: ActivationRanges | None
 ) -> Evidence:
     """Returns what there is, and for INT8 without ranges those measured on the samples by the policy's method."""
-    if policy.precision == "int8" and ranges is None and samples is not None:
+    wants_ranges = policy.precision == "int8" and ranges is None and samples is not None
+    if wants_ranges and check_unconverted(read_model(source), policy) is None:
         ranges = measure_ranges(source, samples, policy.method)
     return Evidence(samples, ranges)
 
@@ -111,12 +112,12 @@ def convert_model(source: Path, target: Path, policy: PrecisionPolicy, evidence:
         BackendError: ONNX Runtime refuses the float32 model.
         StorageError: a file cannot be read or written.
     """
-    original = read_model(source)
+    original, digest = read_model(source), sha256_of(source)  # the target may be the source
     mark = check_unconverted(original, policy)
     if mark is not None:
         write_model(original, target)
         notes = ("it was converted by this policy before, and is left as it was",)
-        return _report(source, target, policy, share=mark.share, modified=False, kept=(), notes=notes)
+        return _report(digest, target, policy, share=mark.share, modified=False, kept=(), notes=notes)
     folded, normalisations = _prepared(original)
     model = raised(folded, policy.precision)
     conversion = _converted(source, model, policy, evidence)
@@ -135,19 +136,17 @@ def convert_model(source: Path, target: Path, policy: PrecisionPolicy, evidence:
             differences.extend(_difference(source, temporary, (original, finished), batches, notes))
 
     write_whole(target, write_and_compare)
+    found = {"kept": _left_out(model, conversion, policy), "folded": normalisations, "notes": tuple(notes)}
     return _report(
-        source,
-        target,
-        policy,
-        share=share,
-        modified=True,
-        kept=tuple(
-            Skipped(rule=policy.precision, node=node_title(model.graph.node[place]), reason=reason)
-            for place, reason in sorted(conversion.kept.items())
-        ),
-        folded=normalisations,
-        difference=differences[0] if differences else None,
-        notes=tuple(notes),
+        digest, target, policy, share=share, modified=True, difference=next(iter(differences), None), **found
+    )
+
+
+def _left_out(model: ModelProto, conversion: Conversion, policy: PrecisionPolicy) -> tuple[Skipped, ...]:
+    """The nodes that stay in float32, in the graph's order."""
+    return tuple(
+        Skipped(rule=policy.precision, node=node_title(model.graph.node[place]), reason=reason)
+        for place, reason in sorted(conversion.kept.items())
     )
 
 
@@ -159,10 +158,9 @@ def fitting(model: ModelProto, batches: Sequence[Arrays]) -> list[Arrays]:
     ]
 
 
-def _report(source: Path, target: Path, policy: PrecisionPolicy, **found: object) -> PrecisionReport:
-    return PrecisionReport(
-        path=Path(target.name), sha256=sha256_of(target), source_sha256=sha256_of(source), policy=policy, **found
-    )
+def _report(source_sha256: str, target: Path, policy: PrecisionPolicy, **found: object) -> PrecisionReport:
+    known = {"path": Path(target.name), "sha256": sha256_of(target), "source_sha256": source_sha256}
+    return PrecisionReport(**known, policy=policy, **found)
 
 
 def _prepared(model: ModelProto) -> tuple[ModelProto, tuple[str, ...]]:

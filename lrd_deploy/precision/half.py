@@ -65,29 +65,37 @@ def to_half(model: ModelProto, precision: HalfPrecision, keep: Mapping[int, str]
 
 def _plan(node: NodeProto, values: GraphValues, precision: HalfPrecision) -> _Plan | str | None:
     """What of a node becomes half; why nothing may; or None where it handles no float32 value."""
-    touches = any(values.is_float(name) for name in (*node.input, *node.output))
+    touches = any(map(values.is_float, (*node.input, *node.output)))
     if not touches or (is_standard(node) and node.op_type in _PASSIVE):
         return None
     if has_body(node):
         return "it has a body of its own"
+    if not values.not_tensors.isdisjoint((*node.input, *node.output)):
+        return "it handles sequences or optional values"
     if not is_standard(node) or not onnx.defs.has(node.op_type, values.opset, ""):
         return f"'{node.op_type}' of '{node.domain or 'ai.onnx'}' is no operator whose types are known"
-    schema = onnx.defs.get_schema(node.op_type, values.opset, "")
+    return _plan_by_schema(node, onnx.defs.get_schema(node.op_type, values.opset, ""), values, precision)
+
+
+def _plan_by_schema(
+    node: NodeProto, schema: onnx.defs.OpSchema, values: GraphValues, precision: HalfPrecision
+) -> _Plan | str | None:
+    """What the operator's definition lets become half: all float32 inputs of a free type, and outputs of that type."""
     takes = {entry.type_param_str: set(entry.allowed_type_strs) for entry in schema.type_constraints}
-    inputs, words = [], set()
-    for place, (name, word) in enumerate(_typed(node.input, schema.inputs)):
-        if not name or not values.is_float(name) or word not in takes:
-            continue  # absent, of another type, or float32 whatever the others are
-        if _TYPE_WORDS[precision] not in takes[word]:
-            return f"{node.op_type} of opset {schema.since_version} takes no {precision.upper()}"
-        inputs.append(place)
-        words.add(word)
+    inputs = {  # without those that are float32 whatever the others are, such as the scales of Resize
+        place: word
+        for place, (name, word) in enumerate(_typed(node.input, schema.inputs))
+        if values.is_float(name) and word in takes
+    }
     if not inputs:
         return None
-    outputs = (
-        place for place, (name, word) in enumerate(_typed(node.output, schema.outputs)) if name and word in words
-    )
-    return _Plan(tuple(inputs), tuple(outputs))
+    words = set(inputs.values())
+    if any(_TYPE_WORDS[precision] not in takes[word] for word in words):
+        return f"{node.op_type} of opset {schema.since_version} takes no {precision.upper()}"
+    outputs = list(enumerate(_typed(node.output, schema.outputs)))
+    if any(values.is_float(name) and word in takes.keys() - words for _, (name, word) in outputs):
+        return "the type of what it gives out does not follow from what it reads"
+    return _Plan(tuple(inputs), tuple(place for place, (name, word) in outputs if name and word in words))
 
 
 def _typed(names: Sequence[str], formal: Sequence[onnx.defs.OpSchema.FormalParameter]) -> Iterator[tuple[str, str]]:

@@ -6,6 +6,7 @@ from onnx import ModelProto
 from pydantic import ValidationError
 
 from lrd_deploy.errors import InputError
+from lrd_deploy.export.onnx_file import weight_precision
 from lrd_deploy.precision.values import is_standard
 from lrd_deploy.records import ConvertedShare, PrecisionMark, PrecisionPolicy
 
@@ -56,24 +57,25 @@ def check_unconverted(model: ModelProto, policy: PrecisionPolicy) -> PrecisionMa
 
 
 def precision_differences(models: tuple[ModelProto, ModelProto], arms: tuple[str, str]) -> tuple[str, ...]:
-    """Returns in sentences how the precision of two models differs, so that a ratio of them is read as what it is.
+    """Returns in a sentence how the precision of two models differs, so that a ratio of them is read as what it is.
 
     Args:
         models: as they are compared.
         arms: what they are called.
     """
     marks = tuple(map(mark_of, models))
-    if marks == (None, None):
-        return ()
-    said = tuple(policy_in_words(mark.policy) if mark else "no precision of its own" for mark in marks)
+    said = tuple(
+        f"converted to {policy_in_words(mark.policy)}" if mark else f"in {weight_precision(model)}"
+        for mark, model in zip(marks, models, strict=True)
+    )
     if said[0] != said[1]:
-        return (f"the {arms[0]} was converted to {said[0]}, the {arms[1]} to {said[1]}: the ratio shows both changes",)
-    shares = tuple(mark.share.macs for mark in marks)
+        return (f"the {arms[0]} is {said[0]}, the {arms[1]} {said[1]}: the ratio shows that difference too",)
+    shares = tuple(mark.share.macs if mark else 0.0 for mark in marks)
     if abs(shares[0] - shares[1]) <= _SLACK:
         return ()
     return (
-        f"{shares[0]:.0%} of the {arms[0]}'s multiply–accumulates are in {said[0]}, "
-        f"{shares[1]:.0%} of the {arms[1]}'s: the ratio shows that too",
+        f"{shares[0]:.0%} of the {arms[0]}'s multiply–accumulates are {said[0]}, "
+        f"{shares[1]:.0%} of the {arms[1]}'s: the ratio shows that difference too",
     )
 
 

@@ -35,6 +35,7 @@ class GraphValues:
     constants: dict[str, TensorProto]
     opset: int
     captured: set[str] = field(default_factory=set)  # read inside the bodies of If, Loop and Scan
+    not_tensors: set[str] = field(default_factory=set)  # sequences, optionals and sparse tensors
 
     @classmethod
     def of(cls, model: ModelProto) -> GraphValues:
@@ -57,7 +58,8 @@ class GraphValues:
             if value.type.tensor_type.HasField("shape")
         }
         captured = {name for node in graph.node for body in _bodies(node) for name in _read_within(body)}
-        return cls(types, shapes, constants, default_opset(model), captured)
+        others = {value.name for value in known if value.type.WhichOneof("value") not in (None, "tensor_type")}
+        return cls(types, shapes, constants, default_opset(model), captured, others)
 
     def is_float(self, value: str) -> bool:
         """True for a value of float32."""

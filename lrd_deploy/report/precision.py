@@ -7,7 +7,7 @@ from collections import Counter
 from rich.console import Group, RenderableType
 from rich.markup import escape
 
-from lrd_deploy.records import CalibratedRanges, PrecisionReport
+from lrd_deploy.records import CalibratedRanges, PrecisionReport, Verification
 from lrd_deploy.report.terminal import difference_table, table
 
 _NAMED = 20  # nodes left in float32; more are counted
@@ -31,6 +31,23 @@ def precision_table(report: PrecisionReport) -> RenderableType:
     if report.difference is not None:
         parts.append(difference_table(report.difference))
     return Group(*parts, *map(escape, report.notes))
+
+
+def verification_table(found: Verification) -> RenderableType:
+    """Every metric, and the verdict with its reasons."""
+    sqnr = "equal outputs" if found.sqnr_db is None else f"{found.sqnr_db:.1f} dB"
+    rows = [
+        ("precisions", " and ".join(found.precisions)),
+        ("largest difference", f"{found.max_abs:.2e}"),
+        ("relative L2", f"{found.relative_l2:.2e}"),
+        ("tolerance", f"{found.tolerance:.2e}"),
+        ("cosine", f"{found.cosine:.9f}"),
+        ("signal over difference", sqnr),
+        ("top-1 agreement", f"{found.top1_agreement:.2%}"),
+        ("batches", ", ".join(map(str, found.batches))),
+    ]
+    verdict = "passed" if found.passed else f"FAILED: {'; '.join(found.reasons)}"
+    return Group(table(("metric", "value"), rows), escape(verdict))
 
 
 def ranges_table(done: CalibratedRanges) -> RenderableType:
