@@ -22,7 +22,6 @@ from lrd_deploy.precision.values import FreshNames, GraphValues, has_body, is_st
 HalfPrecision = Literal["fp16", "bf16"]
 _TYPES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 _TYPE_WORDS = {"fp16": "tensor(float16)", "bf16": "tensor(bfloat16)"}
-_PASSIVE = {"Cast", "Constant"}  # these make a type, they do not compute in one
 
 
 class _Plan(NamedTuple):
@@ -66,7 +65,8 @@ def to_half(model: ModelProto, precision: HalfPrecision, keep: Mapping[int, str]
 def _plan(node: NodeProto, values: GraphValues, precision: HalfPrecision) -> _Plan | str | None:
     """What of a node becomes half; why nothing may; or None where it handles no float32 value."""
     touches = any(map(values.is_float, (*node.input, *node.output)))
-    if not touches or (is_standard(node) and node.op_type in _PASSIVE):
+    is_constant = all(name in values.constants for name in node.output)  # rounded where it is read
+    if not touches or is_constant or (is_standard(node) and node.op_type == "Cast"):
         return None
     if has_body(node):
         return "it has a body of its own"
