@@ -104,7 +104,7 @@ def overflowing(path, opset=20):
     return path
 
 
-def test_what_overflows_on_the_data_stays_in_float32_by_name(tmp_path, model, samples):
+def test_what_overflows_on_the_data_stays_in_float32_by_name(tmp_path, samples):
     path = overflowing(tmp_path / "huge.onnx")
     report, target = converted(path, FP16, samples)
     assert {entry.node for entry in report.kept} == {"huge", "mild"}

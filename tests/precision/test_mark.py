@@ -46,8 +46,8 @@ def test_models_converted_alike_are_compared_without_a_word():
 
 def test_another_policy_is_told_and_swapping_the_arms_swaps_the_sentence():
     assert told(marked(FP16), marked(INT8)) == (
-        "the base is converted to FP16, the candidate converted to INT8, int8 activations, ranges by minmax, without y: "
-        "the ratio shows that difference too",
+        "the base is converted to FP16, the candidate converted to INT8, int8 activations, ranges by minmax, "
+        "without y: the ratio shows that difference too",
     )
     assert told(network(), marked(BF16)) == (
         "the base is in fp32, the candidate converted to BF16: the ratio shows that difference too",
