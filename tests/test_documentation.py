@@ -61,7 +61,7 @@ def test_the_recipe_in_the_readme_is_one():
     assert parse_recipe(text, source="README", folder=None).name == "mine"
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/serving.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/serving.md", "docs/precision.md"])
 def test_every_command_in_the_documentation_has_the_options_it_shows(page):
     text = "\n".join(blocks("sh", (ROOT / page).read_text()))
     commands = re.findall(r"^lrd-deploy (\w+)([^#\n]*)", text, flags=re.MULTILINE)
