@@ -34,9 +34,10 @@ from lrd_deploy.export.torch_export import INPUT, export_onnx
 from lrd_deploy.models.data import Data, batches
 from lrd_deploy.models.source import load_model
 from lrd_deploy.observer import SilentObserver
-from lrd_deploy.pipeline.converting import convert_model, evidence_for
+from lrd_deploy.pipeline.converting import convert_model
 from lrd_deploy.pipeline.onnx_samples import samples_of
 from lrd_deploy.pipeline.planning import plan_model, planned_metrics
+from lrd_deploy.pipeline.precision_evidence import evidence_for
 from lrd_deploy.pipeline.workspace import Workspace
 from lrd_deploy.recipe import LatencyRank, Policy, Recipe, UniformRank
 from lrd_deploy.recipe.settings import Bench, Calibration, PythonData, TransformersConfig
@@ -215,6 +216,8 @@ class Bout:
             model=TransformersConfig(transformers=self.subject.config),
             data=PythonData(python="hard_digits:make_loaders"),
             ranks=policy,
+            dense=SUBJECTS["resnet50"].dense,
+            fine_tune=SUBJECTS["resnet50"].fine_tune,
             calibration=Calibration(samples=SAMPLES if isinstance(policy, LatencyRank) else 0),
             skip=("classifier*",),
             bench=self.subject.bench,

@@ -53,8 +53,8 @@ def ranges(
 ) -> None:
     """Measure how large a model's values become, for INT8 made anywhere with --ranges."""
     from lrd_deploy.cli.console import show
-    from lrd_deploy.pipeline.converting import PERCENTILE, measure_ranges
     from lrd_deploy.pipeline.onnx_samples import samples_of
+    from lrd_deploy.pipeline.precision_evidence import PERCENTILE, measure_ranges
     from lrd_deploy.records import CalibratedRanges
     from lrd_deploy.report.precision import ranges_table
 

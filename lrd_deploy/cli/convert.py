@@ -68,8 +68,9 @@ def converted(
     Raises:
         UsageError: options that do not go together.
     """
-    from lrd_deploy.pipeline.converting import convert_model, evidence_for
+    from lrd_deploy.pipeline.converting import convert_model
     from lrd_deploy.pipeline.onnx_samples import samples_of
+    from lrd_deploy.pipeline.precision_evidence import evidence_for
     from lrd_deploy.records import ActivationRanges, PrecisionPolicy
 
     _check_options(precision, calibration_data, int8)

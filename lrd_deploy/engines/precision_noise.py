@@ -35,14 +35,17 @@ def explained_difference(reference: ModelProto, candidate: ModelProto) -> float:
 
 
 def _noise(model: ModelProto) -> float:
-    """Of all nodes whose weight is in a lower precision; 0 of a float32 graph."""
+    """Of all nodes whose weight is in a lower precision, or of one where only other nodes are; 0 of a float32 graph."""
     types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    casts = [entry.i for node in model.graph.node if node.op_type == "Cast" for entry in node.attribute]
     for node in model.graph.node:
         if node.op_type == "DequantizeLinear" and node.input[0] in types:
             types[node.output[0]] = TensorProto.INT8
     weights = [
-        types.get(node.input[1])
+        types.get(name)
         for node in model.graph.node
-        if node.op_type in {"Conv", "Gemm", "MatMul"} and len(node.input) > 1
+        if node.op_type in {"Conv", "Gemm", "MatMul"}
+        for name in node.input[:2]
     ]
-    return _SAFETY * sqrt(sum(_NOISE.get(kind, 0.0) ** 2 for kind in weights))
+    layers = sqrt(sum(_NOISE.get(kind, 0.0) ** 2 for kind in weights))
+    return _SAFETY * max(layers, *(_NOISE.get(kind, 0.0) for kind in (*casts, *types.values())), 0.0)

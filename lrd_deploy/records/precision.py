@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from lrd_deploy.records.graphs import ConvertedShare, OutputDifference, Skipped
 from lrd_deploy.records.record import Record
@@ -73,7 +75,7 @@ class ActivationRanges(Record):
     percentile: float | None = None
     samples: int
     source: str
-    magnitudes: dict[str, float]
+    magnitudes: dict[str, Annotated[float, Field(ge=0)]]
 
 
 class CalibratedRanges(Record):

@@ -7,7 +7,7 @@ from lrd_deploy.engines.verify import judged, verify
 from lrd_deploy.precision.half import to_half
 from lrd_deploy.precision.quantize import to_int8, values_to_measure
 from lrd_deploy.records import Verification, VerifyPolicy
-from tests.precision.graphs import images, network
+from tests.precision.graphs import graph_of, images, network
 
 NET = network(22)
 HALF = {precision: to_half(NET, precision, {}).model for precision in ("fp16", "bf16")}
@@ -30,8 +30,16 @@ def test_what_is_explained_grows_as_the_digits_get_fewer():
 
 
 def test_errors_of_layers_add_up_in_squares():
-    one = to_half(NET, "fp16", {place: "asked" for place in range(1, 9)}).model
+    one = to_half(NET, "fp16", dict.fromkeys(range(1, 9), "asked")).model
     assert explained_difference(NET, HALF["fp16"]) == pytest.approx(2 * explained_difference(NET, one))  # 4 layers
+
+
+def test_a_graph_without_weights_may_differ_as_one_layer_does():
+    nodes = [("Mul", ("x", "x"), ("y",), {})]
+    model = graph_of(nodes, {}, {"x": ("batch", 4)}, {"y": ("batch", 4)})
+    half = to_half(model, "fp16", {}).model
+    one = to_half(NET, "fp16", dict.fromkeys(range(1, 9), "asked")).model
+    assert explained_difference(model, half) == pytest.approx(explained_difference(NET, one))
 
 
 def test_fp16_passes_by_its_own_tolerance_and_not_by_that_of_float32(found):
@@ -62,7 +70,9 @@ def test_a_kept_result_is_judged_again_by_another_policy_and_back(found, tmp_pat
 def test_agreement_is_judged_too(found):
     lost = found.model_copy(update={"top1_agreement": 0.5})
     assert judged(lost, VerifyPolicy(min_top1_agreement=0.5)).passed
-    assert judged(lost, VerifyPolicy(min_top1_agreement=0.6)).reasons == ("a top-1 agreement of 50.00% is below 60.00%",)
+    assert judged(lost, VerifyPolicy(min_top1_agreement=0.6)).reasons == (
+        "a top-1 agreement of 50.00% is below 60.00%",
+    )
 
 
 def test_equal_outputs_have_no_ratio_and_pass_any_policy(tmp_path):

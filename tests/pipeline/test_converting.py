@@ -5,8 +5,9 @@ from onnx import TensorProto, numpy_helper
 
 from lrd_deploy.errors import InputError, LrdError, UsageError
 from lrd_deploy.files import sha256_of
-from lrd_deploy.pipeline.converting import Evidence, convert_model, evidence_for, measure_ranges
+from lrd_deploy.pipeline.converting import convert_model
 from lrd_deploy.pipeline.onnx_samples import samples_of
+from lrd_deploy.pipeline.precision_evidence import Evidence, evidence_for, measure_ranges
 from lrd_deploy.precision.mark import mark_of
 from lrd_deploy.records import ActivationRanges, PrecisionPolicy
 from tests.precision.graphs import computed, graph_of, images, network, nodes_by_name, normal
@@ -203,6 +204,23 @@ def test_calibration_data_that_will_not_do_is_refused(model, tmp_path, arrays, m
     with pytest.raises(LrdError, match=message):
         converted(model, INT8, stored(tmp_path / "bad.npz", model, **arrays))
     assert not (tmp_path / "converted.onnx").exists()
+
+
+@every
+def test_weights_that_are_nan_are_refused(tmp_path, policy):
+    broken = network()
+    broken.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.full((8, 3, 3, 3), np.nan, np.float32), "w1"))
+    onnx.save(broken, tmp_path / "nan.onnx")
+    ranges = ActivationRanges(
+        model_sha256=sha256_of(tmp_path / "nan.onnx"),
+        method="minmax",
+        samples=8,
+        source="a test",
+        magnitudes=dict.fromkeys(("x", "stem", "stem_relu", "down", "up", "flat"), 1.0),
+    )
+    with pytest.raises(InputError, match="NaN in the constant 'w1'; weights that are numbers"):
+        convert_model(tmp_path / "nan.onnx", tmp_path / "o.onnx", policy, Evidence(ranges=ranges))
+    assert not (tmp_path / "o.onnx").exists()
 
 
 def test_a_model_without_layers_has_no_ranges(tmp_path, samples):

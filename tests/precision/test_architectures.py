@@ -11,8 +11,9 @@ from lrd_deploy import UniformRank, decompose_, export_onnx, plan_ranks, survey
 from lrd_deploy.engines import BuildSettings, SessionSettings, builder, runtime
 from lrd_deploy.errors import BackendError
 from lrd_deploy.models.source import load_model
-from lrd_deploy.pipeline.converting import convert_model, evidence_for
+from lrd_deploy.pipeline.converting import convert_model
 from lrd_deploy.pipeline.onnx_samples import samples_of
+from lrd_deploy.pipeline.precision_evidence import evidence_for
 from lrd_deploy.recipe.settings import TransformersConfig
 from lrd_deploy.records import PrecisionPolicy
 

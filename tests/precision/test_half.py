@@ -176,9 +176,9 @@ def test_weights_behind_harmless_nodes_are_rounded_once(where):
 
 
 def test_new_names_give_way_to_those_that_are_taken():
-    nodes = [("Neg", ("x",), ("x.fp16",), {}), ("Abs", ("x.fp16",), ("y",), {})]
-    found = to_half(vector(nodes), "fp16", {})
-    assert computed(checked(found.model), row(1, 2, 3, 4))[0].tolist() == [[1, 2, 3, 4]]
+    nodes = [("Neg", ("x",), ("x.fp16",), {}), ("Sub", ("x", "x.fp16"), ("y",), {})]
+    found = to_half(vector(nodes), "fp16", {0: "asked"})
+    assert computed(checked(found.model), row(1, 2, 3, 4))[0].tolist() == [[2, 4, 6, 8]]
 
 
 def test_nodes_keep_their_metadata_and_the_model_is_left_as_it_was():

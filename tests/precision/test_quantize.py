@@ -166,12 +166,13 @@ def test_uint8_around_128_has_the_values_of_int8_around_zero():
 
 
 @either
-def test_an_output_that_a_layer_gives_is_not_rounded(style):
-    nodes = [("Conv", ("x", "w"), ("y",), {}), ("Conv", ("y", "v"), ("z",), {})]
-    weights = {"w": normal(4, 3, 1, 1), "v": normal(2, 4, 1, 1)}
-    ports = {"y": ("batch", 4, 6, 6), "z": ("batch", 2, 6, 6)}
-    found = checked(quantised(graph_of(nodes, weights, {"x": ("batch", 3, 6, 6)}, ports), style).model)
+def test_an_output_that_a_layer_gives_is_not_rounded_for_those_who_read_it_as_it_is(style):
+    nodes = [("Conv", ("x", "w"), ("y",), {}), ("Neg", ("y",), ("z",), {})]
+    ports = {"y": ("batch", 4, 6, 6), "z": ("batch", 4, 6, 6)}
+    model = graph_of(nodes, {"w": normal(4, 3, 1, 1)}, {"x": ("batch", 3, 6, 6)}, ports)
+    found = checked(quantised(model, style).model)
     assert maker(found, "y").op_type == "Conv"
+    assert maker(found, "z").input == ["y"]
 
 
 def test_what_is_kept_stays_as_it_was():
