@@ -41,7 +41,7 @@ from lrd_deploy.pipeline.precision_evidence import evidence_for
 from lrd_deploy.pipeline.workspace import Workspace
 from lrd_deploy.recipe import LatencyRank, Policy, Recipe, UniformRank
 from lrd_deploy.recipe.settings import Bench, Calibration, PythonData, TransformersConfig
-from lrd_deploy.records import PrecisionPolicy, RankPlan
+from lrd_deploy.records import PrecisionPolicy
 
 OPSET = 20
 INT8 = PrecisionPolicy(precision="int8", method="entropy", activation_type="uint8")
@@ -103,7 +103,8 @@ def main() -> None:
         "large": lambda: Large(Bench(batch=4, **launches)),
     }
     for name in arguments.subjects:
-        bout = Bout(name, subjects[name](), arguments.out)
+        short = f"-{arguments.epochs}-epochs" if name == "digits" and arguments.epochs else ""
+        bout = Bout(f"{name}{short}", subjects[name](), arguments.out)
         bout.run(rank_policies(arguments.target_speedup), arguments.ranks)
         print(f"\n## {name}\n\n{table(bout.lines())}\n", flush=True)
 
@@ -125,7 +126,7 @@ def rank_policies(target_speedup: float) -> dict[str, Policy | None]:
     return {
         "dense": None,
         "floored": UniformRank(alpha=2, round_to=16),
-        "latency": LatencyRank(target_speedup=target_speedup),
+        f"latency {target_speedup:g}×": LatencyRank(target_speedup=target_speedup),
     }
 
 
@@ -144,7 +145,7 @@ class Bout:
 
     def run(self, policies: dict[str, Policy | None], only: list[str] | None) -> None:
         """Computes what is missing and appends it."""
-        wanted = {name: policy for name, policy in policies.items() if only is None or name in only}
+        wanted = {name: policy for name, policy in policies.items() if only is None or name.split()[0] in only}
         for ranks, policy in wanted.items():
             for precision in ("fp32", "int8"):
                 done = {(line["ranks"], line["precision"]) for line in self.lines()}
@@ -161,7 +162,7 @@ class Bout:
         dense, float32 = self._exported("dense", None), self._exported(ranks, policy)
         chosen, converted = float32, {}
         if precision == "int8":
-            chosen = self.folder / f"{ranks}.int8.onnx"
+            chosen = float32.with_suffix(".int8.onnx")
             converted = self._quantised(float32, chosen)
         example = {INPUT: self.subject.images.example()[: self.subject.bench.batch].numpy()}
         comparison, _launches = compare(dense, chosen, example, self.subject.bench)
@@ -180,7 +181,7 @@ class Bout:
 
     def _exported(self, ranks: str, policy: Policy | None) -> Path:
         """The float32 file of these ranks, made where it is not there yet."""
-        onnx = self.folder / f"{ranks}.onnx"
+        onnx = self.folder / f"{ranks.replace(' ', '-').rstrip('×')}.onnx"
         if not onnx.exists():
             model = self.subject.dense()
             if policy is not None:
@@ -188,12 +189,9 @@ class Bout:
                 plan = plan_model(work, model, self.subject.images).plan
                 decompose_(model, plan, planned_metrics(work, model, self.subject.images, plan))
                 model = self.subject.finish_(model)
-                self._keep_plan(ranks, plan)
+                plan.write(onnx.with_suffix(".plan.json"))
             export_onnx(model, self.subject.images.example(), onnx, opset=OPSET)
         return onnx
-
-    def _keep_plan(self, ranks: str, plan: RankPlan) -> None:
-        plan.write(self.folder / f"{ranks}.plan.json")
 
     def _quantised(self, float32: Path, target: Path) -> dict[str, Any]:
         store = save_arrays(self.folder / "samples.npz", {INPUT: np.concatenate(list(self._samples()))})

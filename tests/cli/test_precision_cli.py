@@ -6,6 +6,7 @@ import pytest
 
 from lrd_deploy.precision.mark import mark_of
 from lrd_deploy.records import ActivationRanges, EngineArtifact, PrecisionReport, Verification
+from tests.pipeline.test_compressing import comparison
 from tests.precision.graphs import images, network
 
 
@@ -119,3 +120,14 @@ def test_a_file_that_is_no_model_is_told(call, data, tmp_path, content):
     assert refused(call("convert", path, "-o", tmp_path / "o", "--precision", "fp16"), "m.onnx")
     assert refused(call("calibrate", "ranges", path, "--data", data, "--out", tmp_path / "o"), "m.onnx")
     assert not (tmp_path / "o").exists()
+
+
+def test_bench_tells_where_precisions_differ(call, model, tmp_path, monkeypatch):
+    assert call("convert", model, "-o", tmp_path / "half.onnx", "--precision", "fp16")[0] == 0
+    monkeypatch.setattr("lrd_deploy.bench.compare.compare", lambda *_: (comparison(2.0), ()))
+    code, printed, err = call("bench", model, tmp_path / "half.onnx", "--json")
+    assert code == 0, err
+    assert json.loads(printed)["warnings"] == [
+        "the base is in fp32, the candidate converted to FP16: the ratio shows that difference too"
+    ]
+    assert json.loads(call("bench", model, model, "--json")[1])["warnings"] == []
