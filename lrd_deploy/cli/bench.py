@@ -27,14 +27,18 @@ def bench(
     from lrd_deploy.engines.verify import check_same_inputs
     from lrd_deploy.export.onnx_file import read_model
     from lrd_deploy.files import write_text
+    from lrd_deploy.precision.mark import precision_differences
     from lrd_deploy.recipe.settings import Bench
     from lrd_deploy.report.terminal import comparison_table
 
-    check_same_inputs(read_model(base), read_model(candidate))
+    models = read_model(base), read_model(candidate)
+    check_same_inputs(*models)
     arrays = (stored_batches(inputs, [batch]) if inputs else random_batches(base, [batch]))[0]
     settings = Bench(batch=batch, threads=threads, launches=4 if quick else 8)
     with ConsoleObserver() as observer:
         comparison, launches = compare(base, candidate, arrays, settings, observer)
+    told = precision_differences(models, ("base", "candidate"))
+    comparison = comparison.model_copy(update={"warnings": (*comparison.warnings, *told)})
     if samples:
         write_text(samples, "".join(launch.model_dump_json() + "\n" for launch in launches))
     show(comparison, comparison_table(comparison), as_json=as_json)

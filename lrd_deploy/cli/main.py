@@ -21,6 +21,7 @@ from lrd_deploy.cli import (
     build,
     calibrate,
     compress,
+    convert,
     decompose,
     doctor,
     export,
@@ -48,6 +49,7 @@ VERBS = (
     ("decompose", decompose.decompose),
     ("compress", compress.compress),
     ("rewrite", rewrite.rewrite),
+    ("convert", convert.convert),
     ("build", build.build),
     ("bench", bench.bench),
     ("profile", profile.profile),
@@ -58,7 +60,7 @@ VERBS = (
     ("doctor", doctor.doctor),
 )
 GROUPS = (
-    ("calibrate", "Measure once, and keep it.", (("latency", calibrate.latency),)),
+    ("calibrate", "Measure once, and keep it.", (("latency", calibrate.latency), ("ranges", calibrate.ranges))),
     ("baseline", "What a gate compares with.", (("promote", baseline.promote), ("history", baseline.history))),
 )
 

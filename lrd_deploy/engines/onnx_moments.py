@@ -34,12 +34,10 @@ def onnx_moments(model: ModelProto, layers: Sequence[Layer], batches: Sequence[A
         InputError: no batch, inputs that are not the model's, values that are NaN, or a layer that has no node.
         BackendError: ONNX Runtime refuses the model.
     """
-    inputs = graph_inputs(model)
-    for number, batch in enumerate(batches, 1):
-        _check_inputs(inputs, batch, number)
+    check_batches(model, batches)
     sums = {layer.name: MomentSum(layer.name, layer.signature) for layer in layers if layer.may_be_factorised}
     readers = _readers(model, sums)
-    for values in _passes(readers):
+    for values in passes(readers):
         for value, array in activations(model, values, batches):
             for name in readers[value]:
                 sums[name].update(array.astype(np.float64))
@@ -62,8 +60,8 @@ def _readers(model: ModelProto, names: Iterable[str]) -> dict[str, list[str]]:
     return readers
 
 
-def _passes(readers: Iterable[str]) -> Iterator[list[str]]:
-    """The values to read, as many at a time as one pass may keep."""
+def passes(readers: Iterable[str]) -> Iterator[list[str]]:
+    """Yields the values to read, as many at a time as one pass may keep."""
     values = iter(readers)
     while chunk := list(islice(values, _VALUES_PER_PASS)):
         yield chunk
@@ -92,6 +90,13 @@ def _giving(model: ModelProto, values: Sequence[str]) -> ModelProto:
     del copy.graph.output[:]
     copy.graph.output.extend(ValueInfoProto(name=value) for value in values)  # ONNX Runtime infers the types
     return copy
+
+
+def check_batches(model: ModelProto, batches: Sequence[Arrays]) -> None:
+    """Raises `InputError` where a batch cannot be fed to the model."""
+    inputs = graph_inputs(model)
+    for number, batch in enumerate(batches, 1):
+        _check_inputs(inputs, batch, number)
 
 
 def _check_inputs(inputs: Sequence[TensorInfo], batch: Arrays, number: int) -> None:

@@ -23,6 +23,7 @@ from lrd_deploy.gate.parity import compare_form
 from lrd_deploy.gate.reference import Reference, artefact_of
 from lrd_deploy.gate.sequence import gather
 from lrd_deploy.observer import Observer, SilentObserver
+from lrd_deploy.precision.mark import precision_differences
 from lrd_deploy.records import Against, CaseEvidence, GateEvidence, GatePolicy, GateResult, Record
 
 LENGTH = LaunchLength(rounds=40, arm_seconds=0.4, solo_seconds=0.0)
@@ -113,9 +114,12 @@ def _cases(references: Mapping[Against, Reference], settings: GateSettings) -> t
 
 
 def _warnings(references: Mapping[Against, Reference], candidate: Path) -> Iterator[str]:
-    opset = default_opset(read_model(candidate))
+    model = read_model(candidate)
+    opset = default_opset(model)
     for against, reference in references.items():
         yield from reference.notes
-        theirs = default_opset(read_model(reference.model))
+        other = read_model(reference.model)
+        yield from precision_differences((other, model), (against, "candidate"))
+        theirs = default_opset(other)
         if theirs != opset:
             yield f"the {against} is of opset {theirs}, the candidate of {opset}: they may be optimised differently"

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from lrd_deploy.engines import SessionSettings, runtime
-from lrd_deploy.engines.difference import output_difference, rounding_tolerance
+from lrd_deploy.engines.difference import output_difference
 from lrd_deploy.engines.inputs import allowed_batches, repeated
+from lrd_deploy.engines.precision_noise import explained_difference
 from lrd_deploy.errors import InputError
 from lrd_deploy.export.onnx_file import graph_inputs, read_model
 from lrd_deploy.gate.reference import Outputs, Reference, Samples
@@ -28,7 +29,8 @@ def compare_answers(reference: Reference, candidate: Path) -> OutputEvidence:
     """
     samples = reference.samples
     expected = reference.expected or answers(reference.model, samples)
-    tolerance = rounding_tolerance(read_model(reference.model))
+    own = read_model(reference.model)
+    tolerance = explained_difference(own, own)  # a candidate of lower precision is a change that must be allowed
     known = {"samples": len(samples), "rounding_tolerance": tolerance}
     accuracy = _accuracy(expected, samples)
     got = answers(candidate, samples)

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lrd_deploy.engines.backend import Arrays
-from lrd_deploy.engines.inputs import random_batches_of, repeated, stored_arrays
+from lrd_deploy.engines.inputs import allowed_batches, random_batches_of, repeated, stored_arrays
 from lrd_deploy.errors import InputError
+from lrd_deploy.export.onnx_file import graph_inputs, read_model
 
 _HELD_OUT = 4  # one sample in so many
 _RANDOM_BATCHES, _RANDOM_SAMPLES = 8, 64
+_BATCH = 8
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,17 @@ def stored_samples(path: Path, batch: int) -> Samples:
     calibration, held_out = (tuple(_batches(whole, part, batch)) for part in parts)
     counts = [len(part) if len(part) < batch else len(part) // batch * batch for part in parts]
     return Samples(calibration, held_out, f"'{path.name}'", *counts)
+
+
+def samples_of(model: Path, path: Path) -> Samples:
+    """Returns the samples of an .npz file in batches of 8, or of the one size that the model takes.
+
+    Raises:
+        StorageError: a file cannot be read.
+        InputError: the model is invalid; the file is no .npz file of plain arrays, or holds too few samples.
+    """
+    inputs = graph_inputs(read_model(model))
+    return stored_samples(path, allowed_batches(inputs, (_BATCH,))[0] if inputs else _BATCH)
 
 
 def _stored(path: Path) -> Arrays:

@@ -33,6 +33,7 @@ from lrd_deploy.records.graphs import (
     ChainAction,
     ChainDecision,
     ChainOption,
+    ConvertedShare,
     EngineArtifact,
     ExportedModel,
     ExportedPair,
@@ -64,6 +65,16 @@ from lrd_deploy.records.plan import (
     RankPoint,
     RankStudy,
 )
+from lrd_deploy.records.precision import (
+    ActivationRanges,
+    ActivationType,
+    CalibratedRanges,
+    Precision,
+    PrecisionMark,
+    PrecisionPolicy,
+    PrecisionReport,
+    RangeMethod,
+)
 from lrd_deploy.records.profile import (
     ArmProfile,
     KernelGroup,
@@ -92,9 +103,12 @@ from lrd_deploy.records.serving import (
     VersionCheck,
 )
 from lrd_deploy.records.training import Epoch, FrozenGroup, TrainedModel
+from lrd_deploy.records.verification import Verification, VerifyPolicy
 
 __all__ = [
     "SVD",
+    "ActivationRanges",
+    "ActivationType",
     "Against",
     "Applied",
     "Arm",
@@ -108,6 +122,7 @@ __all__ = [
     "BundleManifest",
     "BundleSource",
     "CalibratedLatencies",
+    "CalibratedRanges",
     "CaseEvidence",
     "CaseVerdict",
     "ChainAction",
@@ -119,6 +134,7 @@ __all__ = [
     "Comparison",
     "CompressedModel",
     "ControlReading",
+    "ConvertedShare",
     "EngineArtifact",
     "Environment",
     "Epoch",
@@ -154,9 +170,14 @@ __all__ = [
     "Pair",
     "ParityEvidence",
     "PlannedLayer",
+    "Precision",
+    "PrecisionMark",
+    "PrecisionPolicy",
+    "PrecisionReport",
     "ProfiledKernel",
     "ProfiledLayer",
     "Promotion",
+    "RangeMethod",
     "RankEnforcement",
     "RankPlan",
     "RankPoint",
@@ -177,5 +198,7 @@ __all__ = [
     "Tucker2",
     "TwoFactors",
     "Verdict",
+    "Verification",
+    "VerifyPolicy",
     "VersionCheck",
 ]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from pydantic import Field
+
 from lrd_deploy.records.environment import Environment
 from lrd_deploy.records.layers import Choice, LayerSignature
 from lrd_deploy.records.measurement import Ratio
@@ -148,8 +150,23 @@ class RewrittenModel(Record):
     difference: OutputDifference
 
 
+class ConvertedShare(Record):
+    """How much of a graph was converted. `macs` and `weights` are shares over the nodes with a constant weight.
+
+    A node counts where it handles float32 values. Sizes of the graph that are not fixed count as one.
+    """
+
+    nodes: int
+    converted: int
+    macs: float = Field(ge=0, le=1)
+    weights: float = Field(ge=0, le=1)
+
+
 class EngineArtifact(Record):
-    """A built engine: valid only for the backend version and target it names."""
+    """A built engine: valid only for the backend version and target it names.
+
+    `converted` is there where the graph was converted to `precision` first.
+    """
 
     path: Path
     sha256: str
@@ -160,6 +177,7 @@ class EngineArtifact(Record):
     target: str
     build_seconds: float
     size_bytes: int
+    converted: ConvertedShare | None = None
 
 
 class BuiltEngines(Record):

@@ -129,7 +129,7 @@ def _exported(graph: gs.Graph, before: ModelProto) -> ModelProto:
     after = gs.export_onnx(graph)
     after.ir_version = before.ir_version
     _name_nodes_(after.graph)
-    _copy_metadata(before, after)
+    copy_metadata(before, after)
     return onnx.shape_inference.infer_shapes(after, check_type=True, strict_mode=True)
 
 
@@ -146,7 +146,7 @@ def _check_names(graph: gs.Graph) -> None:
         ) from exc
 
 
-def _copy_metadata(before: ModelProto, after: ModelProto) -> None:
+def copy_metadata(before: ModelProto, after: ModelProto) -> None:
     """Carries over metadata and doc strings of the model, the graph and every node; factors and layers share theirs."""
     for field in ("model_version", "domain"):
         if getattr(before, field):

@@ -11,7 +11,7 @@ from lrd_deploy.engines.inputs import random_batches, repeated, stored_batches
 from lrd_deploy.engines.verify import verify
 from lrd_deploy.errors import BackendError, InputError, MissingPackage, StorageError, UsageError
 from lrd_deploy.files import sha256_of
-from lrd_deploy.records import KeepDense, LayerSignature, Tucker2
+from lrd_deploy.records import KeepDense, LayerSignature, Tucker2, VerifyPolicy
 
 SIGNATURE = LayerSignature(
     kind="conv2d", in_channels=16, out_channels=16, kernel=(3, 3), padding=(1, 1), spatial=(6, 6)
@@ -107,7 +107,7 @@ def test_verify_tells_equal_models_from_others(model, tmp_path):
     onnx.save(layer_graph(SIGNATURE, KeepDense()), tmp_path / "other.onnx")
     other = verify(model, tmp_path / "other.onnx", batches)
     assert not other.passed
-    assert verify(model, tmp_path / "other.onnx", batches, tolerance=100.0).passed
+    assert verify(model, tmp_path / "other.onnx", batches, VerifyPolicy(tolerance=100.0)).passed
 
 
 def test_outputs_that_cannot_be_compared_are_refused():

@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from lrd_deploy.errors import BackendError, InputError, StorageError, UsageError
@@ -10,6 +11,7 @@ from lrd_deploy.gate.measure import GateSettings, gate
 from lrd_deploy.gate.notebook import launch_ratio
 from lrd_deploy.gate.reference import open_reference
 from lrd_deploy.gate.self_test import self_test
+from lrd_deploy.precision.half import to_half
 from lrd_deploy.records import GatePolicy, GateResult
 from tests.gate.models import samples_file, samples_of, scaled, scripted_launches
 
@@ -191,3 +193,12 @@ def test_labels_make_accuracy_count(models, tmp_path):
     found = gated(models, flipped, never, references=references, policy=GatePolicy(max_accuracy_drop=0.01))
     assert found.reasons == ("top-1 accuracy falls by 100.00%, at most 1.00% is allowed",)
     assert found.evidence.outputs.baseline_accuracy == 1.0
+
+
+def test_another_precision_is_told(models, tmp_path):
+    half = to_half(onnx.load(scaled(tmp_path / "full.onnx")), "fp16", {}).model
+    onnx.save(half, tmp_path / "half.onnx")
+    found = gated(models, tmp_path / "half.onnx", scripted_launches())
+    assert (
+        "the baseline is in fp32, the candidate in fp16: the ratio shows that difference too" in found.evidence.warnings
+    )

@@ -11,6 +11,7 @@ from lrd_deploy.records import SVD, ChannelSVD, SpatialSVD, Tucker2
 from lrd_deploy.rewrite.apply import apply_rules
 from lrd_deploy.rewrite.balance_factors import BalanceFactors
 from lrd_deploy.rewrite.decompose_node import DecomposeNode
+from lrd_deploy.rewrite.fold_batchnorm import FoldBatchNorm
 from lrd_deploy.rewrite.merge_factors import MergeFactors
 from lrd_deploy.rewrite.pad_rank import PadRank
 from lrd_deploy.rewrite.truncate_rank import TruncateRank
@@ -52,6 +53,7 @@ RULES = {
     "balance_factors": BalanceFactors(),
     "merge_factors": MergeFactors(),
     "decompose_node": DecomposeNode(CHOICES, factors_without_arithmetic),
+    "fold_batchnorm": FoldBatchNorm(),
 }
 CASES = sorted(GRAPHS.glob("*/*.before.txt"))
 

@@ -1,0 +1,67 @@
+"""Conversions and ranges as terminal tables."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from rich.console import Group, RenderableType
+from rich.markup import escape
+
+from lrd_deploy.records import CalibratedRanges, PrecisionReport, Verification
+from lrd_deploy.report.terminal import difference_table, table
+
+_NAMED = 20  # nodes left in float32; more are counted
+
+
+def precision_table(report: PrecisionReport) -> RenderableType:
+    """What was converted, what was not and why, and how far the outputs moved."""
+    share = report.share
+    rows = [
+        ("precision", report.policy.precision),
+        ("nodes", f"{share.converted} of {share.nodes}"),
+        ("multiply–accumulates", f"{share.macs:.1%}"),
+        ("weights", f"{share.weights:.1%}"),
+    ]
+    parts: list[RenderableType] = [table(("converted", str(report.path)), rows)]
+    if report.kept:
+        kept = [(entry.node, entry.reason) for entry in report.kept[:_NAMED]]
+        parts.append(table(("left in float32", "reason"), kept + _rest(report)))
+    if report.folded:
+        parts.append(f"normalisations folded before: {len(report.folded)}")
+    if report.difference is not None:
+        parts.append(difference_table(report.difference))
+    return Group(*parts, *map(escape, report.notes))
+
+
+def verification_table(found: Verification) -> RenderableType:
+    """Every metric, and the verdict with its reasons."""
+    sqnr = "equal outputs" if found.sqnr_db is None else f"{found.sqnr_db:.1f} dB"
+    rows = [
+        ("precisions", " and ".join(found.precisions)),
+        ("largest difference", f"{found.max_abs:.2e}"),
+        ("relative L2", f"{found.relative_l2:.2e}"),
+        ("tolerance", f"{found.tolerance:.2e}"),
+        ("cosine", f"{found.cosine:.9f}"),
+        ("signal over difference", sqnr),
+        ("top-1 agreement", f"{found.top1_agreement:.2%}"),
+        ("batches", ", ".join(map(str, found.batches))),
+    ]
+    verdict = "passed" if found.passed else f"FAILED: {'; '.join(found.reasons)}"
+    return Group(table(("metric", "value"), rows), escape(verdict))
+
+
+def ranges_table(done: CalibratedRanges) -> RenderableType:
+    """Where the ranges are, and how they came about."""
+    rows = [
+        ("method", done.method),
+        ("samples", str(done.samples)),
+        ("values", str(done.values)),
+        ("model", done.model_sha256[:16]),
+    ]
+    return table(("ranges", str(done.path)), rows)
+
+
+def _rest(report: PrecisionReport) -> list[tuple[str, str]]:
+    """The nodes beyond those named, counted by reason."""
+    reasons = Counter(entry.reason for entry in report.kept[_NAMED:])
+    return [(f"and {count} more", reason) for reason, count in reasons.most_common()]
