@@ -115,13 +115,13 @@ class _TensorsOnly(nn.Module):
 
 def _check_axes(axes: DynamicAxes, inputs: Mapping[str, Tensor]) -> None:
     for name, named in axes.items():
-        beyond = [axis for axis in named if name not in inputs or not 0 <= axis < inputs[name].ndim]
-        if name not in inputs or beyond:
-            dimensions = {known: tensor.ndim for known, tensor in inputs.items()}
+        known = name in inputs
+        beyond = [axis for axis in named if known and not 0 <= axis < inputs[name].ndim]
+        if beyond or not known:
             raise InputError(
                 "reading the dynamic axes of the inputs",
-                found=f"axis {beyond[0]} of '{name}'" if beyond else f"the input '{name}'",
-                accepted=", ".join(f"'{known}' with {count} dimensions" for known, count in dimensions.items()),
+                found=f"axis {beyond[0]} of '{name}'" if known else f"an input '{name}'",
+                accepted=", ".join(f"'{name}' of shape {tuple(tensor.shape)}" for name, tensor in inputs.items()),
                 remedy="name inputs and axes that the example has, counted from 0",
             )
 
