@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from lrd_deploy.models.example import Example, call
 
 
 @torch.no_grad()
-def reestimate_batchnorm_(model: nn.Module, inputs: Iterable[Tensor]) -> int:
+def reestimate_batchnorm_(model: nn.Module, inputs: Iterable[Example]) -> int:
     """Recomputes, in place, every BatchNorm's mean and variance as plain averages over `inputs`.
 
     Weights do not change, and each layer's momentum and mode are as before.
@@ -36,7 +38,7 @@ def reestimate_batchnorm_(model: nn.Module, inputs: Iterable[Tensor]) -> int:
         for batch in inputs:
             if batches == 0:  # without a batch the old statistics stay
                 _average_from_here_(norms)
-            model(batch)
+            call(model, batch)
             batches += 1
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):

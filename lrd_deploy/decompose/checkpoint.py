@@ -67,9 +67,9 @@ def decompose_checkpoint(
         InputError: shards are missing or cut short, a weight is not finite, or nothing can be factorised.
         StorageError: a file cannot be read or written.
 
-    Limits: files tell names and shapes, not code. Matrices of layers that are not `nn.Linear`, such as GPT-2's Conv1D,
-    must be skipped; `load_lowrank_` refuses them otherwise. Bytes are the same from run to run with one number of
-    threads on one kind of machine.
+    Limits: files tell names and shapes, not code. Matrices that are stored (in, out), such as GPT-2's, are known by
+    their biases and stay dense; those of other layers that are not `nn.Linear` must be skipped. Bytes are the same from
+    run to run with one number of threads on one kind of machine.
     """
     started = time.perf_counter()
     work = UnfinishedCheckpoint(source, target)

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from lrd_deploy.decompose.batchnorm import reestimate_batchnorm_
 from lrd_deploy.errors import InputError
+from lrd_deploy.models.example import Example, call, named_outputs
 from lrd_deploy.models.layer import Layer
-from lrd_deploy.models.source import logits
+from lrd_deploy.models.plain_layer import plain_layer
 from lrd_deploy.ranks.evidence import Evidence, metrics_of
 from lrd_deploy.ranks.matricisation import as_kernel
 from lrd_deploy.ranks.metric import InputMoment, Metric, MomentSum, along_axes
@@ -28,7 +29,7 @@ _WITHIN = 30.0  # an evaluation may move a group's importance by at most this fa
 
 
 def gather_evidence(
-    model: nn.Module, layers: Sequence[Layer], batches: Sequence[Tensor], *, damping: float
+    model: nn.Module, layers: Sequence[Layer], batches: Sequence[Example], *, damping: float
 ) -> Evidence:
     """Returns metrics for the layers' inputs, and what each layer's error adds to that of the model's outputs.
 
@@ -39,11 +40,13 @@ def gather_evidence(
     Args:
         model: the dense model; left as it was.
         layers: as `survey` found them.
-        batches: inputs, as the model takes them.
+        batches: inputs, as the model takes them; all of one shape but for the number of samples.
         damping: see `Metric.of`.
 
     Raises:
         InputError: the data has NaN or the wrong shape, or the model gives such outputs on it.
+
+    Limits: of a model with several outputs all floats count alike, so that a large one outweighs a small one.
     """
     moments = input_moments(model, layers, batches)
     metrics, unweighted = metrics_of(moments, damping=damping)
@@ -52,7 +55,7 @@ def gather_evidence(
     return Evidence(metrics=metrics, importance=importance, unweighted=unweighted)
 
 
-def input_moments(model: nn.Module, layers: Sequence[Layer], batches: Sequence[Tensor]) -> dict[str, InputMoment]:
+def input_moments(model: nn.Module, layers: Sequence[Layer], batches: Sequence[Example]) -> dict[str, InputMoment]:
     """Returns the second moments of every factorisable layer's inputs; one batch's activations are in memory at a time.
 
     Raises:
@@ -65,14 +68,14 @@ def input_moments(model: nn.Module, layers: Sequence[Layer], batches: Sequence[T
 
     with torch.no_grad(), _watched(model, sums, read):
         for batch in batches:
-            model(batch)
+            call(model, batch)
     return {name: total.moment() for name, total in sums.items()}
 
 
 # How much a layer matters --------------------------------------------------------------------------------------
 
 
-def _importance(model: nn.Module, layers: Sequence[Layer], batches: Sequence[Tensor]) -> dict[str, float]:
+def _importance(model: nn.Module, layers: Sequence[Layer], batches: Sequence[Example]) -> dict[str, float]:
     """The Gauss–Newton estimate, averaged over the batches."""
     names = [layer.name for layer in layers if not layer.refusal]
     totals = dict.fromkeys(names, 0.0)
@@ -92,7 +95,7 @@ def _importance(model: nn.Module, layers: Sequence[Layer], batches: Sequence[Ten
     variance = 0.0
     with _watched(model, names, read), torch.enable_grad():
         for batch in batches:
-            z = logits(model, batch.clone().requires_grad_())
+            z = _values(model, _with_gradient(batch))
             _check_outputs(z)
             variance += float((z.detach() - z.detach().mean(0)).square().sum())
             (z * torch.randn(z.shape, generator=probes).to(z)).sum().backward()
@@ -103,7 +106,7 @@ def _importance(model: nn.Module, layers: Sequence[Layer], batches: Sequence[Ten
 def _calibrated(
     model: nn.Module,
     layers: Sequence[Layer],
-    batches: Sequence[Tensor],
+    batches: Sequence[Example],
     metrics: Mapping[str, Metric],
     estimated: Mapping[str, float],
 ) -> dict[str, float]:
@@ -153,12 +156,36 @@ def _truncated(weight: Array, metric: Metric | None) -> tuple[Array, float]:
 
 def _set_weight_(model: nn.Module, name: str, weight: Array) -> None:
     with torch.no_grad():
-        model.get_submodule(name).weight.copy_(torch.from_numpy(weight))
+        plain_layer(model.get_submodule(name)).weight.copy_(torch.from_numpy(weight))
+
+
+def _with_gradient(example: Example) -> Example:
+    """A copy whose floats ask for their gradient, so that a model of frozen weights has one to pass back."""
+    if isinstance(example, Tensor):
+        return example.clone().requires_grad_(example.is_floating_point())
+    if isinstance(example, Mapping):
+        return {name: _with_gradient(tensor) for name, tensor in example.items()}
+    return [_with_gradient(tensor) for tensor in example]
+
+
+def _values(model: nn.Module, example: Example) -> Tensor:
+    """(batch, values): a classifier's logits, or every float that the model returns."""
+    outputs = named_outputs(call(model, example), example).values()
+    return torch.cat([output.flatten(1) for output in outputs if output.is_floating_point()], 1)
 
 
 @torch.no_grad()
-def _outputs(model: nn.Module, batches: Sequence[Tensor]) -> Tensor:
-    return torch.cat([logits(model, batch) for batch in batches])
+def _outputs(model: nn.Module, batches: Sequence[Example]) -> Tensor:
+    found = [_values(model, batch) for batch in batches]
+    widths = sorted({values.shape[1] for values in found})
+    if len(widths) > 1:
+        raise InputError(
+            "running the dense model on the calibration data",
+            found=f"between {widths[0]} and {widths[-1]} outputs per sample",
+            accepted="batches of one shape but for the number of samples",
+            remedy="cut or pad the samples to one length",
+        )
+    return torch.cat(found)
 
 
 def _check_outputs(z: Tensor) -> None:

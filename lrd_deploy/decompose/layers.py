@@ -3,13 +3,15 @@
 The plain constructor makes a layer of the right shape with new weights, to load stored ones into.
 
 Submodules are named in data-flow order, and only the last factor carries the bias. Every factor is a stock PyTorch
-layer, so exporters, optimizers and compilers treat it as they treat any other. `weight` and `bias` can be read as on
-the dense layer, since many a model asks one of its layers for `weight.dtype` or uses its weight directly; `weight` is
-then composed anew, and exporters drop it where nothing comes of it.
+layer, so exporters, optimizers and compilers treat it as they treat any other. `weight`, `bias` and the settings of the
+dense layer, such as `in_features` and `stride`, can be read as on that, since many a model asks one of its layers for
+`weight.dtype`, uses its weight directly or pads as its stride says; `weight` is then composed anew, and exporters drop
+it where nothing comes of it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import reduce
 from typing import ClassVar, Literal
 
@@ -55,14 +57,68 @@ class SVDLinear(nn.Module):
         """(out,)."""
         return self.up.bias
 
+    @property
+    def in_features(self) -> int:
+        """The width of the input."""
+        return self.down.in_features
+
+    @property
+    def out_features(self) -> int:
+        """The width of the output."""
+        return self.up.out_features
+
     def merge(self) -> nn.Linear:
         """Returns one dense layer with the same output."""
-        bias = self.up.bias is not None
-        dense = nn.Linear(self.down.in_features, self.up.out_features, bias=bias, **_kept_where(self.up))
+        dense = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, **_kept_where(self.up))
         return _merged(dense, self.up, SVDFactors(_array(self.down), _array(self.up)).product())
 
 
-class SVDConv2d(nn.Module):
+class _Convolution(nn.Module):
+    """The settings of the dense convolution that the factors stand for, read from the factors."""
+
+    @property
+    def in_channels(self) -> int:
+        """The width of the input."""
+        return self._in_order[0].in_channels
+
+    @property
+    def out_channels(self) -> int:
+        """The width of the output."""
+        return self._in_order[-1].out_channels
+
+    @property
+    def kernel_size(self) -> tuple[int, int]:
+        """Pixels along (height, width)."""
+        return _joint(self._in_order, "kernel_size")
+
+    @property
+    def stride(self) -> tuple[int, int]:
+        """Along (height, width)."""
+        return _joint(self._in_order, "stride")
+
+    @property
+    def dilation(self) -> tuple[int, int]:
+        """Along (height, width)."""
+        return _joint(self._in_order, "dilation")
+
+    @property
+    def padding(self) -> tuple[int, int] | str:
+        """In pixels along (height, width), or the word for it."""
+        words = [factor.padding for factor in self._in_order if isinstance(factor.padding, str)]
+        return words[0] if words else _joint(self._in_order, "padding")
+
+    @property
+    def padding_mode(self) -> str:
+        """PyTorch's word for what the padding holds."""
+        modes = (factor.padding_mode for factor in self._in_order)
+        return next((mode for mode in modes if mode != "zeros"), "zeros")
+
+    @property
+    def _in_order(self) -> tuple[nn.Conv2d, ...]:
+        return tuple(self.get_submodule(name) for name in type(self).groups)
+
+
+class SVDConv2d(_Convolution):
     """A convolution as two: SVD of a 1×1, channel SVD or spatial SVD of a k×k.
 
     Each axis' kernel, stride, padding and dilation stay on one of the two: see `ranks.forms`.
@@ -97,10 +153,10 @@ class SVDConv2d(nn.Module):
     def merge(self) -> nn.Conv2d:
         """Returns one dense layer with the same output."""
         product = SVDFactors(_array(self.down), _array(self.up)).product()
-        return _merged(_dense_like(self.down, self.up), self.up, product)
+        return _merged(_dense_like(self), self.up, product)
 
 
-class Tucker2Conv2d(nn.Module):
+class Tucker2Conv2d(_Convolution):
     """A k×k convolution as three. Stride, padding and dilation stay on the core."""
 
     groups: ClassVar[dict[str, FactorGroup]] = {"first": "A", "core": "B", "last": "A"}
@@ -132,9 +188,7 @@ class Tucker2Conv2d(nn.Module):
     def merge(self) -> nn.Conv2d:
         """Returns one dense layer with the same output."""
         first, core, last = _array(self.first)[:, :, 0, 0], _array(self.core), _array(self.last)[:, :, 0, 0]
-        return _merged(
-            _dense_like(self.first, self.core, self.last), self.last, Tucker2Factors(first, core, last).product()
-        )
+        return _merged(_dense_like(self), self.last, Tucker2Factors(first, core, last).product())
 
 
 FactorisedLayer = SVDLinear | SVDConv2d | Tucker2Conv2d
@@ -162,22 +216,21 @@ def _placed(sizes: tuple[int, int], places: tuple[bool, bool], *, neutral: int) 
     return tuple(size if placed else neutral for size, placed in zip(sizes, places, strict=True))
 
 
-def _dense_like(*factors: nn.Conv2d) -> nn.Conv2d:
-    """A dense convolution that places every axis as the one factor does that places it."""
-    placement = {
-        name: tuple(max(sizes) for sizes in zip(*(getattr(factor, name) for factor in factors), strict=True))
-        for name in ("kernel_size", "stride", "dilation")
-    }
-    words = [factor.padding for factor in factors if isinstance(factor.padding, str)]
-    sizes = zip(*(factor.padding for factor in factors if not isinstance(factor.padding, str)), strict=True)
+def _joint(factors: Sequence[nn.Conv2d], name: str) -> tuple[int, int]:
+    """A setting of the factors together: each axis as the one factor has it that places it."""
+    height, width = (max(sizes) for sizes in zip(*(getattr(factor, name) for factor in factors), strict=True))
+    return height, width
+
+
+def _dense_like(layer: _Convolution) -> nn.Conv2d:
+    """A dense convolution with the settings of a factorised one."""
+    settings = ("kernel_size", "stride", "dilation", "padding", "padding_mode")
     return nn.Conv2d(
-        factors[0].in_channels,
-        factors[-1].out_channels,
-        padding=words[0] if words else tuple(map(max, sizes)),
-        padding_mode=next((factor.padding_mode for factor in factors if factor.padding_mode != "zeros"), "zeros"),
-        bias=factors[-1].bias is not None,
-        **placement,
-        **_kept_where(factors[0]),
+        layer.in_channels,
+        layer.out_channels,
+        bias=layer.bias is not None,
+        **{name: getattr(layer, name) for name in settings},
+        **_kept_where(layer.get_submodule(next(iter(layer.groups)))),
     )
 
 

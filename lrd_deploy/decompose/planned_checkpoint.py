@@ -65,10 +65,10 @@ def plan_checkpoint(
     Raises:
         InputError: nothing would be factorised, or two tensors would end up under one name.
     """
+    transposed = _transposed(tensors)
     layers = tuple(
-        _decided(name.removesuffix(_WEIGHT), tensor, policy, include, skip)
-        for name, tensor in tensors.items()
-        if name.endswith(_WEIGHT) and len(tensor.shape) == 2
+        _decided(name, tensor, policy, _left_out(name, include, skip) or transposed.get(name))
+        for name, tensor in _matrices(tensors).items()
     )
     if all(layer.refusal for layer in layers):
         raise _nothing_to_factorise(layers, include)
@@ -78,11 +78,35 @@ def plan_checkpoint(
     return PlannedCheckpoint(layers, pieces)
 
 
-def _decided(
-    name: str, tensor: StoredTensor, policy: UniformRank, include: Sequence[str], skip: Sequence[str]
-) -> StoredLayer:
+def _matrices(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """By the name of their layer."""
+    return {
+        name.removesuffix(_WEIGHT): tensor
+        for name, tensor in tensors.items()
+        if name.endswith(_WEIGHT) and len(tensor.shape) == 2
+    }
+
+
+def _transposed(tensors: Mapping[str, StoredTensor]) -> dict[str, str]:
+    """Refusals of the matrices that are stored (in, out), as GPT-2's are: their biases give them away.
+
+    A square one could be either; where another one of the checkpoint is transposed, it is taken for that too.
+    """
+    refusals, square = {}, {}
+    for name, tensor in _matrices(tensors).items():
+        bias = tensors.get(f"{name}{_BIAS}")
+        if bias is None or bias.shape != (tensor.shape[1],):
+            continue
+        if tensor.shape[0] == tensor.shape[1]:
+            square[name] = "it is square, and other matrices here are stored (in, out)"
+        else:
+            refusals[name] = "it is stored (in, out), as its bias shows, and not (out, in)"
+    return refusals | square if refusals else {}
+
+
+def _decided(name: str, tensor: StoredTensor, policy: UniformRank, refusal: str | None) -> StoredLayer:
     layer = StoredLayer(name, tensor)
-    refusal = _left_out(name, include, skip) or _no_linear_layer(tensor, name)
+    refusal = refusal or _no_linear_layer(tensor, name)
     if refusal:
         return StoredLayer(name, tensor, refusal=refusal)
     choice = uniform_choice(layer.signature, policy)

@@ -9,6 +9,7 @@ from torch import nn
 
 from lrd_deploy.decompose.layers import FactorisedLayer, SVDConv2d, SVDLinear, Tucker2Conv2d
 from lrd_deploy.errors import InputError, raise_all
+from lrd_deploy.models.plain_layer import plain_layer
 from lrd_deploy.models.source import load_weights_
 from lrd_deploy.ranks.metric import Metric
 from lrd_deploy.records import SVD, ChannelSVD, Choice, PlannedLayer, RankPlan, SpatialSVD, Tucker2
@@ -48,7 +49,10 @@ def load_lowrank_(model: nn.Module, plan: RankPlan, weights: Path) -> nn.Module:
 
 
 def merge_(model: nn.Module) -> nn.Module:
-    """Replaces, in place, every factorised layer by the dense layer that it equals; returns the model."""
+    """Replaces, in place, every factorised layer by the dense layer that it equals; returns the model.
+
+    What was the `Conv1D` of transformers comes back as an `nn.Linear`, whose weight is stored the other way round.
+    """
     for name, layer in list(model.named_modules()):
         if isinstance(layer, FactorisedLayer):
             _replace_(model, name, layer.merge())
@@ -63,7 +67,7 @@ def factorised_layers(model: nn.Module) -> dict[str, FactorisedLayer]:
 def _replace_planned_(
     model: nn.Module, plan: RankPlan, make: Callable[[type[FactorisedLayer], nn.Module, PlannedLayer], FactorisedLayer]
 ) -> nn.Module:
-    layers = dict(model.named_modules())
+    layers = {name: plain_layer(module) for name, module in model.named_modules()}
     replacements, problems = {}, []
     for planned in plan.factorised:
         try:

@@ -17,6 +17,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto
 from lrd_deploy.records import NodeOrigin
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
+_NOWHERE = "_empty_nn_module_stack_from_metadata_hook"  # the tracer's scope for what no module computes, such as sizes
 _FACTORS = ("down", "up", "first", "core", "last")
 
 
@@ -80,7 +81,7 @@ def _module_of(node: NodeProto, weights: dict[str, onnx.TensorProto], prefix: st
     scopes = next((entry.value for entry in node.metadata_props if entry.key == _SCOPES), "[]")
     modules = ast.literal_eval(scopes)[:-1]  # the last scope is the operator itself
     scope = modules[-1] if modules else ""
-    return "" if f"{scope}." == prefix else scope.removeprefix(prefix)
+    return "" if f"{scope}." == prefix or scope == _NOWHERE else scope.removeprefix(prefix)
 
 
 def _unique(name: str, taken: set[str]) -> str:

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from lrd_deploy.errors import InputError
 from lrd_deploy.models.data import Data, batches
-from lrd_deploy.models.source import logits
+from lrd_deploy.models.example import Example, call, described
+from lrd_deploy.models.source import logits_of
 
 
 def check_fit(model: nn.Module, data: Data) -> None:
@@ -22,25 +23,26 @@ def check_fit(model: nn.Module, data: Data) -> None:
     for split in ("train", "test"):
         inputs, labels = next(iter(batches(getattr(data, split))))
         _check_tensors(inputs, labels, split)
-        output = run_once(model, inputs)
+        output = logits_of(run_once(model, inputs), model)
         _check_logits(output, labels, split)
 
 
 @torch.no_grad()
-def run_once(model: nn.Module, inputs: Tensor) -> Tensor:
-    """Returns the model's logits in eval mode; every module's mode is as before.
+def run_once(model: nn.Module, inputs: Example) -> Any:
+    """Returns what the model returns in eval mode; every module's mode is as before.
 
     Raises:
         InputError: the model refuses these inputs.
     """
     modes = {module: module.training for module in model.modules()}
     try:
-        return logits(model.eval(), inputs)
+        return call(model.eval(), inputs)
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as exc:
         raise InputError(
-            f"running {type(model).__name__} on an input of shape {tuple(inputs.shape)}, {inputs.dtype}",
-            found=" ".join(str(exc).split())[:300],
-            accepted="data of the shape and type that the model takes, and a model that takes one tensor",
+            f"running {type(model).__name__} on {described(inputs)}",
+            found=" ".join(str(exc).split())[:300] or type(exc).__name__,
+            accepted="data of the shape and type that the model takes"
+            + (", and a model that takes one tensor" if isinstance(inputs, Tensor) else ""),
             remedy="make the data and the model section of the recipe fit each other",
         ) from exc
     finally:

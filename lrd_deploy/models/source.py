@@ -51,7 +51,15 @@ def load_model(source: ModelSource) -> LoadedModel:
 
 def logits(model: nn.Module, inputs: Tensor) -> Tensor:
     """Returns the model's logits, (batch, classes), whether it returns them bare or in an object."""
-    output = model(inputs)
+    return logits_of(model(inputs), model)
+
+
+def logits_of(output: Any, model: nn.Module) -> Tensor:
+    """Returns the logits in what a model returned.
+
+    Raises:
+        InputError: there are none.
+    """
     if isinstance(output, Tensor):
         return output
     found = getattr(output, "logits", None)

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from collections import Counter
 
-from torch import Tensor, nn
+from torch import nn
 
+from lrd_deploy.models.example import Example
 from lrd_deploy.models.fit import run_once
 from lrd_deploy.models.layer import Layer, nothing_to_factorise, skip_refusal
+from lrd_deploy.models.plain_layer import is_transposed_linear, plain_layer
 from lrd_deploy.records import LayerSignature
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _OTHER_CONVOLUTIONS = (nn.Conv1d, nn.Conv3d, *_TRANSPOSED)
 
 
-def survey(model: nn.Module, example: Tensor, *, skip: tuple[str, ...] = ()) -> tuple[Layer, ...]:
+def survey(model: nn.Module, example: Example, *, skip: tuple[str, ...] = ()) -> tuple[Layer, ...]:
     """Returns every linear and convolution layer in the order in which one forward pass reaches it.
 
     Args:
         model: any module that takes `example`; it is run once, in eval mode, without gradients.
-        example: one batch of inputs; layer signatures take their spatial sizes from it.
+        example: one batch of inputs: a tensor, tensors by position, or tensors by keyword. Layer signatures take their
+            spatial sizes from it.
         skip: glob patterns of layer names that stay dense.
 
     Raises:
@@ -36,7 +39,7 @@ def survey(model: nn.Module, example: Tensor, *, skip: tuple[str, ...] = ()) -> 
                 name=name,
                 signature=_signature(module, shapes[0]) if shapes else None,
                 calls=len(shapes) or 1,
-                weight=lambda module=module: module.weight.detach().cpu().double().numpy(),
+                weight=lambda module=module: plain_layer(module).weight.detach().cpu().double().numpy(),
                 refusal=skip_refusal(name, skip) or elsewhere.get(name) or _refusal(module, shapes, shared),
             )
         )
@@ -66,10 +69,14 @@ def _used_past_forward(model: nn.Module) -> dict[str, str]:
 
 def _weighted(model: nn.Module) -> list[tuple[str, nn.Module]]:
     kinds = (nn.Linear, nn.Conv2d, *_OTHER_CONVOLUTIONS)
-    return [(name, module) for name, module in model.named_modules() if isinstance(module, kinds)]
+    return [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, kinds) or is_transposed_linear(module)
+    ]
 
 
-def _inputs_by_layer(model: nn.Module, example: Tensor) -> dict[str, list[tuple[int, ...]]]:
+def _inputs_by_layer(model: nn.Module, example: Example) -> dict[str, list[tuple[int, ...]]]:
     """Shapes of every layer's input, a list per layer because a layer may run more than once."""
     shapes: dict[str, list[tuple[int, ...]]] = {}
     handles = []
@@ -102,7 +109,7 @@ def _refusal(module: nn.Module, shapes: list[tuple[int, ...]], shared: set[int])
         return f"grouped convolution ({module.groups} groups)"
     if nn.utils.parametrize.is_parametrized(module) or not isinstance(module.weight, nn.Parameter):
         return "its weight is parametrised"
-    if type(module) not in (nn.Linear, nn.Conv2d):
+    if type(module) not in (nn.Linear, nn.Conv2d) and not is_transposed_linear(module):
         return f"{type(module).__name__} may compute something else than its base class"
     if module._forward_hooks or module._forward_pre_hooks:
         return "it has forward hooks, which its factors would not have"
@@ -120,6 +127,7 @@ def _refusal(module: nn.Module, shapes: list[tuple[int, ...]], shared: set[int])
 
 
 def _signature(module: nn.Module, shape: tuple[int, ...]) -> LayerSignature | None:
+    module = plain_layer(module)
     if isinstance(module, nn.Linear):
         return LayerSignature(
             kind="linear", in_channels=module.in_features, out_channels=module.out_features, spatial=shape[1:-1]

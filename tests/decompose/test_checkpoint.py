@@ -289,3 +289,13 @@ def test_the_verb_prints_shapes_and_totals(saved, tmp_path, capsys):
         assert part in printed
     assert exit_code(["decompose", str(saved), "-o", str(tmp_path), "--alpha", "1"]) == 2
     assert "an alpha above 1" in capsys.readouterr().err
+
+
+def test_matrices_that_are_stored_the_other_way_round_stay_dense(tmp_path):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(n_embd=48, n_layer=1, n_head=4, vocab_size=96, bos_token_id=0, eos_token_id=0)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "dense")
+    with pytest.raises(InputError, match=r"c_attn': it is stored \(in, out\), as its bias shows") as refused:
+        decompose_checkpoint(tmp_path / "dense", tmp_path / "low", POLICY)
+    assert "attn.c_proj': it is square, and other matrices here are stored (in, out)" in str(refused.value)

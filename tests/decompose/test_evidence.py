@@ -9,6 +9,7 @@ from lrd_deploy.models.survey import survey
 from lrd_deploy.ranks.choose import plan_ranks
 from lrd_deploy.ranks.evidence import metrics_of
 from lrd_deploy.recipe import UniformRank
+from tests.export.architectures import ARCHITECTURES
 from tests.tolerances import sum_tolerance
 
 
@@ -136,3 +137,40 @@ def test_calibration_data_that_is_not_finite_is_refused():
 def test_no_calibration_data_is_refused():
     with pytest.raises(InputError, match="no calibration data"):
         input_moments(network(), layers_of(network()), [])
+
+
+def test_several_inputs_weigh_errors_as_one_does():
+    class Scored(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = network()
+
+        def forward(self, image, scale):
+            return {"scores": self.body(image * scale)}
+
+    data = images()
+    named = [{"image": batch * 2, "scale": torch.full((len(batch), 1, 1, 1), 0.5)} for batch in data]
+    model = Scored()
+    several = gather_evidence(model, survey(model, named[0]), named, damping=0.01)
+    one = gather_evidence(network(), layers_of(network()), data, damping=0.01)
+    assert {name.removeprefix("body."): value for name, value in several.importance.items()} == pytest.approx(
+        one.importance, rel=sum_tolerance("float32", 144)
+    )
+    assert {name.removeprefix("body.") for name in several.metrics} == one.metrics.keys()
+
+
+def test_tokens_weigh_the_layers_of_a_language_model():
+    model, tokens = ARCHITECTURES["GPT-2"].build(), ARCHITECTURES["GPT-2"].inputs
+    before = [parameter.clone() for parameter in model.parameters()]
+    data = [tokens(16, 6), tokens(12, 6)]
+    layers = survey(model, data[0])
+    evidence = gather_evidence(model, layers, data, damping=0.01)
+    assert evidence.importance.keys() == {layer.name for layer in layers if not layer.refusal}
+    assert all(importance > 0 for importance in evidence.importance.values())
+    assert all(map(torch.equal, before, model.parameters()))
+
+
+def test_batches_of_different_lengths_are_refused():
+    model, tokens = ARCHITECTURES["GPT-2"].build(), ARCHITECTURES["GPT-2"].inputs
+    with pytest.raises(InputError, match="between 540 and 720 outputs per sample"):
+        gather_evidence(model, survey(model, tokens(2, 6)), [tokens(16, 6), tokens(16, 8)], damping=0.01)

@@ -68,6 +68,24 @@ def test_svd_linear_at_full_rank_gives_the_dense_output_and_merges_back(bias):
     assert_same_output(layer, layer.merge(), x, length=12)
 
 
+@pytest.mark.parametrize("settings", CONVOLUTIONS.values(), ids=CONVOLUTIONS)
+@pytest.mark.parametrize(
+    "choice",
+    [ChannelSVD(rank=3), ChannelSVD(rank=3, kernel_on="up"), SpatialSVD(rank=3), Tucker2(rank_in=2, rank_out=3)],
+    ids=str,
+)
+def test_a_factorised_convolution_answers_for_the_settings_of_the_dense_one(choice, settings):
+    dense = nn.Conv2d(6, 8, 3, **settings)
+    layer = (Tucker2Conv2d if isinstance(choice, Tucker2) else SVDConv2d).from_dense(dense, choice)
+    for name in ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "padding_mode"):
+        assert getattr(layer, name) == getattr(dense, name), name
+
+
+def test_a_factorised_linear_layer_answers_for_its_widths():
+    layer = SVDLinear.from_dense(nn.Linear(6, 8), SVD(rank=3))
+    assert (layer.in_features, layer.out_features) == (6, 8)
+
+
 def test_a_strided_pointwise_convolution_strides_before_it_computes():
     layer = SVDConv2d.from_dense(nn.Conv2d(6, 8, 1, stride=2), SVD(rank=2))
     assert layer.down.stride == (2, 2)
