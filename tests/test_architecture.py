@@ -54,6 +54,7 @@ def test_the_errors_import_only_the_standard_library():
         "pipeline",
         "pipeline.compressing",
         "pipeline.enforcing",
+        "pipeline.converting",
     ],
 )
 def test_what_needs_no_pytorch_does_not_import_it(module):
