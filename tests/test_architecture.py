@@ -56,6 +56,7 @@ def test_the_errors_import_only_the_standard_library():
         "pipeline.compressing",
         "pipeline.enforcing",
         "pipeline.merging_back",
+        "pipeline.converting",
     ],
 )
 def test_what_needs_no_pytorch_does_not_import_it(module):
