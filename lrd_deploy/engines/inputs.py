@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrd_deploy.errors import InputError
+from lrd_deploy.export.embedding_tables import table_rows
 from lrd_deploy.export.onnx_file import graph_inputs, read_model
 from lrd_deploy.files import storage_errors, write_whole
 from lrd_deploy.records import TensorInfo
@@ -19,25 +20,35 @@ Batch = dict[str, NDArray[np.generic]]
 
 
 def random_batches(model: Path, batches: Sequence[int]) -> list[Batch]:
-    """Returns one random batch per size for an ONNX file: normal floats, zeros for everything else.
+    """Returns one random batch per size for an ONNX file: normal floats, ids of the tables that integers are read in.
 
-    The first dimension is the batch; other symbolic dimensions become 8.
+    Masks let everything through; other integers are zero. The first dimension is the batch; other symbolic dimensions
+    become 8.
 
     Raises:
         InputError: the model is invalid, or fixes another batch.
     """
-    return random_inputs(graph_inputs(read_model(model)), batches, model)
+    graph = read_model(model)
+    return random_inputs(graph_inputs(graph), batches, model, table_rows(graph))
 
 
-def random_inputs(inputs: Sequence[TensorInfo], batches: Sequence[int], model: Path) -> list[Batch]:
+def random_inputs(
+    inputs: Sequence[TensorInfo], batches: Sequence[int], model: Path, rows: Mapping[str, int] | None = None
+) -> list[Batch]:
     """Returns one random batch per size for these inputs, as `random_batches` does for a file.
+
+    Args:
+        inputs: of the model.
+        batches: sizes.
+        model: what to call it in messages.
+        rows: of the table that an input's integers are read in, by input, where known; see `table_rows`.
 
     Raises:
         InputError: an input takes text, or there is none.
     """
     _check_numbers(inputs, model)
-    random, sizes = np.random.default_rng(0), allowed_batches(inputs, batches)
-    return [{tensor.name: _random(tensor, size, random) for tensor in inputs} for size in sizes]
+    random, sizes, rows = np.random.default_rng(0), allowed_batches(inputs, batches), rows or {}
+    return [{tensor.name: _random(tensor, size, random, rows) for tensor in inputs} for size in sizes]
 
 
 def random_batches_of(model: Path, batch: int, count: int) -> list[Batch]:
@@ -46,10 +57,11 @@ def random_batches_of(model: Path, batch: int, count: int) -> list[Batch]:
     Raises:
         InputError: the model is invalid, or takes no numbers.
     """
-    inputs, random = graph_inputs(read_model(model)), np.random.default_rng(0)
+    graph = read_model(model)
+    inputs, random, rows = graph_inputs(graph), np.random.default_rng(0), table_rows(graph)
     _check_numbers(inputs, model)
     (size,) = allowed_batches(inputs, (batch,))
-    return [{tensor.name: _random(tensor, size, random) for tensor in inputs} for _ in range(count)]
+    return [{tensor.name: _random(tensor, size, random, rows) for tensor in inputs} for _ in range(count)]
 
 
 def stored_batches(path: Path, batches: Sequence[int]) -> list[Batch]:
@@ -119,9 +131,14 @@ def _check_numbers(inputs: Sequence[TensorInfo], model: Path) -> None:
         )
 
 
-def _random(tensor: TensorInfo, batch: int, random: np.random.Generator) -> NDArray[np.generic]:
+def _random(
+    tensor: TensorInfo, batch: int, random: np.random.Generator, rows: Mapping[str, int]
+) -> NDArray[np.generic]:
     free = (batch, *(8 for _ in tensor.shape[1:]))
     shape = tuple(size if isinstance(dim, str) else dim for dim, size in zip(tensor.shape, free, strict=False))
     if tensor.dtype.startswith("float"):
         return random.standard_normal(shape).astype(tensor.dtype)
-    return np.zeros(shape, tensor.dtype)
+    if tensor.name in rows:
+        return random.integers(rows[tensor.name], size=shape).astype(tensor.dtype)
+    lets_through = tensor.dtype == "bool" or "mask" in tensor.name
+    return np.full(shape, lets_through, tensor.dtype)

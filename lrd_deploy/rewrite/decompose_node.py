@@ -58,12 +58,17 @@ class DecomposeNode:
     name: str = "decompose_node"
 
     def match(self, graph: gs.Graph) -> list[ChosenNode]:
-        """Every name with a choice, whether the graph has it or not."""
+        """Every name with a choice: those of nodes in the graph's order, then those that the graph does not have.
+
+        In that order a value that many nodes read loses its first reader each time, which takes no search.
+        """
         nodes = {node.name: node for node in graph.nodes if node.outputs}  # without those that a rule detached
+        names = [name for name in nodes if name in self.choices]
+        names += [name for name in self.choices if name not in nodes]
+        chosen = {name: choice for name in names if not isinstance(choice := self.choices[name], KeepDense)}
         return [
             ChosenNode(graph, name, choice, nodes.get(name), _taken(name, choice, nodes))
-            for name, choice in self.choices.items()
-            if not isinstance(choice, KeepDense)
+            for name, choice in chosen.items()
         ]
 
     def check(self, _graph: gs.Graph, chosen: ChosenNode) -> str | None:
