@@ -3,47 +3,80 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lrd_deploy.cli.recipe_argument import JsonOption
 
+if TYPE_CHECKING:
+    from lrd_deploy.engines.backend import TimingCache
+
+_OUTPUT = "Where the engine goes; its manifest and log go beside it."
+_DIM = "Sizes of another dynamic dimension: NAME=MIN:OPT:MAX, NAME=SIZE, INPUT[AXIS]=…; may be repeated."
+_COMPATIBLE = "An engine that newer TensorRT of the same major loads too."
+
+PerBatch = Annotated[str | None, typer.Option(help="One engine for each batch, that size built in, such as 1,8,32.")]
+Capability = Annotated[
+    list[str] | None, typer.Option(help="GPU generation for tensorrt-rtx, such as 8.6; may be repeated.")
+]
+TimingCacheOption = Annotated[
+    Path | None, typer.Option(help="Keep TensorRT's timings: a file that ends in .cache, or a folder.")
+]
+NoNewTimings = Annotated[bool, typer.Option("--no-new-timings", help="Fail where the timing cache lacks one.")]
+
 
 def build(
     model: Annotated[Path, typer.Argument(metavar="MODEL.onnx")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Where the engine goes; its manifest goes beside it.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help=_OUTPUT)],
     backend: Annotated[str, typer.Option(help="onnxruntime, tensorrt or tensorrt-rtx.")] = "onnxruntime",
-    min_batch: Annotated[int, typer.Option(min=1)] = 1,
-    opt_batch: Annotated[int, typer.Option(min=1, help="The batch that TensorRT tunes its kernels for.")] = 8,
-    max_batch: Annotated[int, typer.Option(min=1)] = 64,
-    compute_capability: Annotated[
-        list[str] | None, typer.Option(help="GPU generation for tensorrt-rtx, such as 8.6; may be repeated.")
-    ] = None,
+    min_batch: Annotated[int | None, typer.Option(min=1, help="[1]")] = None,
+    opt_batch: Annotated[int | None, typer.Option(min=1, help="The batch that kernels are tuned for. [8]")] = None,
+    max_batch: Annotated[int | None, typer.Option(min=1, help="[64]")] = None,
+    per_batch: PerBatch = None,
+    dim: Annotated[list[str] | None, typer.Option(help=_DIM)] = None,
+    compute_capability: Capability = None,
+    tf32: Annotated[bool, typer.Option("--tf32/--no-tf32", help="May float32 products be rounded to TF32?")] = True,
+    version_compatible: Annotated[bool, typer.Option("--version-compatible", help=_COMPATIBLE)] = False,
+    refittable: Annotated[bool, typer.Option("--refittable", help="An engine whose weights can be exchanged.")] = False,
+    timing_cache: TimingCacheOption = None,
+    no_new_timings: NoNewTimings = False,
     as_json: JsonOption = False,
 ) -> None:
     """Build an engine from an ONNX file. TensorRT-RTX compiles for named GPUs on a machine that has none."""
     from lrd_deploy.cli.console import show
-    from lrd_deploy.engines import BuildSettings, builder
-    from lrd_deploy.errors import UsageError
-    from lrd_deploy.export.onnx_file import read_model
-    from lrd_deploy.report.terminal import table
+    from lrd_deploy.engines import BuildSettings
+    from lrd_deploy.engines.building import build_engine, build_per_batch, refuse_unused
+    from lrd_deploy.engines.profile import batch_range, parse_batches, parse_dimensions
+    from lrd_deploy.records import EngineSet
+    from lrd_deploy.report.engine import engines_table
 
-    if not min_batch <= opt_batch <= max_batch:
-        raise UsageError(
-            "choosing the batches of the engine",
-            found=f"min {min_batch}, opt {opt_batch}, max {max_batch}",
-            accepted="min ≤ opt ≤ max",
-            remedy="correct --min-batch, --opt-batch and --max-batch",
-        )
-    read_model(model)
+    batches = parse_batches(per_batch) if per_batch is not None else ()
     settings = BuildSettings(
-        min_batch=min_batch,
-        opt_batch=opt_batch,
-        max_batch=max_batch,
+        **batch_range(min_batch, opt_batch, max_batch, per_batch=batches),
+        dimensions=parse_dimensions(dim or ()),
         compute_capabilities=tuple(compute_capability or ()),
+        tf32=tf32,
+        version_compatible=version_compatible,
+        refittable=refittable,
+        timing_cache=_timing_cache(timing_cache, no_new_timings=no_new_timings),
     )
-    artifact = builder(backend).build(model, output, settings)
-    artifact.write(output.with_name(output.name + ".json"))
-    rows = [(name, str(value)) for name, value in artifact.model_dump().items()]
-    show(artifact, table(("engine", str(output)), rows), as_json=as_json)
+    if backend == "onnxruntime":
+        refuse_unused(settings, batches)
+    engine = None if batches else build_engine(backend, model, output, settings)
+    result = engine or EngineSet(engines=build_per_batch(backend, model, output, settings, batches))
+    show(result, engines_table((engine,) if engine else result.engines, output.parent), as_json=as_json)
+
+
+def _timing_cache(path: Path | None, *, no_new_timings: bool) -> TimingCache | None:
+    from lrd_deploy.engines.backend import TimingCache
+    from lrd_deploy.errors import UsageError
+
+    if path is None and no_new_timings:
+        raise UsageError(
+            "choosing the timing cache",
+            found="--no-new-timings without --timing-cache",
+            accepted="a cache that an earlier build filled",
+            remedy="name it with --timing-cache",
+        )
+    return TimingCache(path=path, miss_is_error=no_new_timings) if path is not None else None

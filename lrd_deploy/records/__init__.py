@@ -6,6 +6,7 @@ Paths inside a record are relative to the folder that holds the record.
 
 from lrd_deploy.records.checkpoint import CheckpointReport, FactorisedWeight
 from lrd_deploy.records.compression import BiasCorrection, CompressedModel
+from lrd_deploy.records.engines import DimensionRange, Gpu, InputProfile, Processor, TimingCacheUse
 from lrd_deploy.records.environment import Environment
 from lrd_deploy.records.gate import (
     Against,
@@ -34,6 +35,7 @@ from lrd_deploy.records.graphs import (
     ChainDecision,
     ChainOption,
     EngineArtifact,
+    EngineSet,
     ExportedModel,
     ExportedPair,
     NodeOrigin,
@@ -106,7 +108,9 @@ __all__ = [
     "Comparison",
     "CompressedModel",
     "ControlReading",
+    "DimensionRange",
     "EngineArtifact",
+    "EngineSet",
     "Environment",
     "Epoch",
     "ExportedModel",
@@ -118,6 +122,8 @@ __all__ = [
     "GateEvidence",
     "GatePolicy",
     "GateResult",
+    "Gpu",
+    "InputProfile",
     "KeepDense",
     "Latency",
     "LaunchPool",
@@ -134,6 +140,7 @@ __all__ = [
     "Pair",
     "ParityEvidence",
     "PlannedLayer",
+    "Processor",
     "Promotion",
     "RankEnforcement",
     "RankPlan",
@@ -150,6 +157,7 @@ __all__ = [
     "SpatialSVD",
     "StoredInput",
     "TensorInfo",
+    "TimingCacheUse",
     "TrainedModel",
     "TrainingSpeedup",
     "Tucker2",
