@@ -65,35 +65,28 @@ class TensorRT:
         """
         trt, machine = self._import(), self.find_gpu()
         self._check(settings, trt, machine)
-        capabilities = settings.compute_capabilities or (_DEFAULT_CAPABILITIES if self._is_rtx else ())
-        inputs = input_profiles(read_graph(model), settings)
-        cache = self._opened_cache(settings, trt, machine)
-        loads_here = isinstance(machine, Gpu) and (not capabilities or machine.compute_capability in capabilities)
-        layers = engine.with_name(engine.name + ".layers.json")
-        started, results = time.perf_counter(), []
+        job = _Job(
+            model=model,
+            engine=engine,
+            settings=settings,
+            inputs=input_profiles(read_graph(model), settings),
+            capabilities=settings.compute_capabilities or (_DEFAULT_CAPABILITIES if self._is_rtx else ()),
+            machine=machine if isinstance(machine, Gpu) else None,
+            cache=self._opened_cache(settings, trt, machine),
+        )
+        started, done = time.perf_counter(), []
 
         def compile_to(temporary: Path) -> None:
-            plan = CompilePlan(
-                package=self.package,
-                model=model.resolve(),
-                engine=temporary.resolve(),
-                layers=temporary.with_name(temporary.name + ".layers").resolve() if loads_here else None,
-                inputs=inputs,
-                compute_capabilities=capabilities,
-                tf32=settings.tf32,
-                version_compatible=settings.version_compatible,
-                refittable=settings.refittable,
-                timing_cache=cache,
-            )
+            plan = job.plan(self.package, temporary)
             try:
-                results.append(compile_in_own_process(plan, log_of(engine)))
-                _keep_layers(plan, results[0][0], layers)
+                done.append(compile_in_own_process(plan, log_of(engine)))
+                job.keep_layers(plan, done[0][0])
             finally:
                 if plan.layers:
                     plan.layers.unlink(missing_ok=True)
 
         write_whole(engine, compile_to)
-        return self._artifact(model, engine, settings, inputs, capabilities, machine, results[0], started)
+        return job.artifact(self.describe(), *done[0], seconds=time.perf_counter() - started)
 
     def load(self, model: Path, settings: SessionSettings) -> TensorRTSession:  # noqa: ARG002, a GPU has its own threads
         """Loads an engine that this backend built, after checking that it is that very file and fits this machine.
@@ -173,37 +166,70 @@ class TensorRT:
         )
         return open_cache(settings.timing_cache, key)
 
-    def _artifact(
-        self,
-        model: Path,
-        engine: Path,
-        settings: BuildSettings,
-        inputs: tuple[InputProfile, ...],
-        capabilities: tuple[str, ...],
-        machine: Gpu | NoGpu,
-        compiled: tuple[CompileResult, int],
-        started: float,
+
+@dataclass(frozen=True)
+class _Job:
+    """One engine to compile: from what, to where, for what. `machine` is None where there is no GPU."""
+
+    model: Path
+    engine: Path
+    settings: BuildSettings
+    inputs: tuple[InputProfile, ...]
+    capabilities: tuple[str, ...]
+    machine: Gpu | None
+    cache: OpenedCache | None
+
+    @property
+    def layers(self) -> Path:
+        return self.engine.with_name(self.engine.name + ".layers.json")
+
+    def plan(self, package: str, temporary: Path) -> CompilePlan:
+        """What the compiling process is told; the engine goes to a temporary file."""
+        here = self.machine
+        loads_here = here is not None and (not self.capabilities or here.compute_capability in self.capabilities)
+        return CompilePlan(
+            package=package,
+            model=self.model.resolve(),
+            engine=temporary.resolve(),
+            layers=temporary.with_name(temporary.name + ".layers").resolve() if loads_here else None,
+            inputs=self.inputs,
+            compute_capabilities=self.capabilities,
+            tf32=self.settings.tf32,
+            version_compatible=self.settings.version_compatible,
+            refittable=self.settings.refittable,
+            timing_cache=self.cache,
+        )
+
+    def keep_layers(self, plan: CompilePlan, result: CompileResult) -> None:
+        """Moves the description of the layers to its place; removes one of an earlier build."""
+        if plan.layers and result.no_layers is None:
+            move_into_place(plan.layers, self.layers)
+        else:
+            self.layers.unlink(missing_ok=True)
+
+    def artifact(
+        self, builder: BackendStatus, result: CompileResult, warnings: int, *, seconds: float
     ) -> EngineArtifact:
-        result, warnings = compiled
-        here = machine if isinstance(machine, Gpu) else None
-        target = ", ".join(f"compute capability {text}" for text in capabilities)
-        described = here is not None and result.no_layers is None and not _foreign(here, capabilities)
+        """The record of the finished engine."""
+        named = ", ".join(f"compute capability {text}" for text in self.capabilities)
+        here = f"{self.machine.name}, compute capability {self.machine.compute_capability}" if self.machine else ""
+        described = self.layers.is_file()
         return artifact_of(
-            engine,
-            model,
-            self.describe(),
-            target=target or f"{here.name}, compute capability {here.compute_capability}",
-            seconds=time.perf_counter() - started,
-            profile=inputs,
-            tf32=settings.tf32,
-            version_compatible=settings.version_compatible,
-            refittable=settings.refittable,
-            compute_capabilities=capabilities,
-            built_on=None if capabilities else here,
+            self.engine,
+            self.model,
+            builder,
+            target=named or here,
+            seconds=seconds,
+            profile=self.inputs,
+            tf32=self.settings.tf32,
+            version_compatible=self.settings.version_compatible,
+            refittable=self.settings.refittable,
+            compute_capabilities=self.capabilities,
+            built_on=None if self.capabilities else self.machine,
             timing_cache=result.timing_cache,
             warnings=warnings,
-            log=Path(log_of(engine).name),
-            layers=Path(engine.name + ".layers.json") if described else None,
+            log=Path(log_of(self.engine).name),
+            layers=Path(self.layers.name) if described else None,
             no_layers=None if described else result.no_layers or _NEEDS_GPU_HERE,
         )
 
@@ -221,18 +247,6 @@ def _refused_by_rtx(doing: str, settings: BuildSettings, machine: Gpu | NoGpu) -
         for asked, option, reason in reasons
         if asked
     ]
-
-
-def _keep_layers(plan: CompilePlan, result: CompileResult, layers: Path) -> None:
-    """Moves the description of the layers to its place; removes one of an earlier build."""
-    if plan.layers is not None and result.no_layers is None:
-        move_into_place(plan.layers, layers)
-    else:
-        layers.unlink(missing_ok=True)
-
-
-def _foreign(here: Gpu, capabilities: tuple[str, ...]) -> bool:
-    return bool(capabilities) and here.compute_capability not in capabilities
 
 
 def _known_capabilities(trt: Any) -> tuple[str, ...]:
