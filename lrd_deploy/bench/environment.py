@@ -6,8 +6,8 @@ import hashlib
 import os
 import platform
 from importlib import metadata
-from pathlib import Path
 
+from lrd_deploy.engines.processor import processor_text
 from lrd_deploy.records import Environment
 
 _PACKAGES = ("lrd-deploy", "torch", "onnx", "onnxruntime-gpu", "onnxruntime", "numpy", "transformers", "accelerate")
@@ -19,7 +19,7 @@ def environment() -> Environment:
     The fingerprint covers the processor, its instruction sets, the cores and the inference runtime; not clock
     frequencies, which differ from boot to boot.
     """
-    cpu, instructions = _processor()
+    cpu, instructions = processor_text()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     packages = {name: version for name in _PACKAGES if (version := _version(name))}
     runtime = packages.get("onnxruntime-gpu") or packages.get("onnxruntime") or "none"
@@ -32,17 +32,6 @@ def environment() -> Environment:
         packages=packages,
         fingerprint=hashlib.sha256(stable.encode()).hexdigest()[:16],
     )
-
-
-def _processor() -> tuple[str, str]:
-    """The processor's name and instruction sets, as far as the system tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine(), ""
-    fields = dict(reversed([line.split(":", 1) for line in lines if ":" in line]))
-    named = {key.strip(): value.strip() for key, value in fields.items()}
-    return named.get("model name") or platform.machine(), named.get("flags") or named.get("Features") or ""
 
 
 def _version(package: str) -> str | None:

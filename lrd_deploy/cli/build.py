@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -11,24 +12,45 @@ from lrd_deploy.cli.convert import CalibrationOption, KeepOption, RangesOption
 from lrd_deploy.cli.recipe_argument import JsonOption
 
 if TYPE_CHECKING:
-    from lrd_deploy.engines import BuildSettings
-    from lrd_deploy.records import EngineArtifact
+    from collections.abc import Iterator
+
+    from lrd_deploy.engines.backend import TimingCache
+    from lrd_deploy.engines.building import Converted
+
+_OUTPUT = "Where the engine goes; its manifest and log go beside it."
+_DIM = "Sizes of another dynamic dimension: NAME=MIN:OPT:MAX, NAME=SIZE, INPUT[AXIS]=…; may be repeated."
+_COMPATIBLE = "An engine that newer TensorRT of the same major loads too."
+
+PrecisionOption = Annotated[
+    Literal["fp16", "bf16", "int8"] | None,
+    typer.Option(help="Convert the graph first, as 'convert' does. [as the file is]"),
+]
+PerBatch = Annotated[str | None, typer.Option(help="One engine for each batch, that size built in, such as 1,8,32.")]
+Capability = Annotated[
+    list[str] | None, typer.Option(help="GPU generation for tensorrt-rtx, such as 8.6; may be repeated.")
+]
+TimingCacheOption = Annotated[
+    Path | None, typer.Option(help="Keep TensorRT's timings: a file that ends in .cache, or a folder.")
+]
+NoNewTimings = Annotated[bool, typer.Option("--no-new-timings", help="Fail where the timing cache lacks one.")]
 
 
 def build(
     model: Annotated[Path, typer.Argument(metavar="MODEL.onnx")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Where the engine goes; its manifest goes beside it.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help=_OUTPUT)],
     backend: Annotated[str, typer.Option(help="onnxruntime, tensorrt or tensorrt-rtx.")] = "onnxruntime",
-    min_batch: Annotated[int, typer.Option(min=1)] = 1,
-    opt_batch: Annotated[int, typer.Option(min=1, help="The batch that TensorRT tunes its kernels for.")] = 8,
-    max_batch: Annotated[int, typer.Option(min=1)] = 64,
-    compute_capability: Annotated[
-        list[str] | None, typer.Option(help="GPU generation for tensorrt-rtx, such as 8.6; may be repeated.")
-    ] = None,
-    precision: Annotated[
-        Literal["fp16", "bf16", "int8"] | None,
-        typer.Option(help="Convert the graph first, as 'convert' does. [as the file is]"),
-    ] = None,
+    min_batch: Annotated[int | None, typer.Option(min=1, help="[1]")] = None,
+    opt_batch: Annotated[int | None, typer.Option(min=1, help="The batch that kernels are tuned for. [8]")] = None,
+    max_batch: Annotated[int | None, typer.Option(min=1, help="[64]")] = None,
+    per_batch: PerBatch = None,
+    dim: Annotated[list[str] | None, typer.Option(help=_DIM)] = None,
+    compute_capability: Capability = None,
+    tf32: Annotated[bool, typer.Option("--tf32/--no-tf32", help="May float32 products be rounded to TF32?")] = True,
+    version_compatible: Annotated[bool, typer.Option("--version-compatible", help=_COMPATIBLE)] = False,
+    refittable: Annotated[bool, typer.Option("--refittable", help="An engine whose weights can be exchanged.")] = False,
+    timing_cache: TimingCacheOption = None,
+    no_new_timings: NoNewTimings = False,
+    precision: PrecisionOption = None,
     calibration_data: CalibrationOption = None,
     ranges: RangesOption = None,
     keep: KeepOption = None,
@@ -36,54 +58,67 @@ def build(
 ) -> None:
     """Build an engine from an ONNX file. TensorRT-RTX compiles for named GPUs on a machine that has none."""
     from lrd_deploy.cli.console import show
-    from lrd_deploy.engines import BuildSettings, builder
-    from lrd_deploy.errors import UsageError
-    from lrd_deploy.export.onnx_file import read_model
-    from lrd_deploy.report.terminal import table
+    from lrd_deploy.engines import BuildSettings
+    from lrd_deploy.engines.building import build_engine, build_per_batch, refuse_unused
+    from lrd_deploy.engines.profile import batch_range, parse_batches, parse_dimensions
+    from lrd_deploy.records import EngineSet
+    from lrd_deploy.report.engine import engines_table
 
-    if not min_batch <= opt_batch <= max_batch:
-        raise UsageError(
-            "choosing the batches of the engine",
-            found=f"min {min_batch}, opt {opt_batch}, max {max_batch}",
-            accepted="min ≤ opt ≤ max",
-            remedy="correct --min-batch, --opt-batch and --max-batch",
-        )
-    read_model(model)
+    batches = parse_batches(per_batch) if per_batch is not None else ()
     settings = BuildSettings(
-        min_batch=min_batch,
-        opt_batch=opt_batch,
-        max_batch=max_batch,
+        **batch_range(min_batch, opt_batch, max_batch, per_batch=batches),
+        dimensions=parse_dimensions(dim or ()),
         compute_capabilities=tuple(compute_capability or ()),
+        tf32=tf32,
+        version_compatible=version_compatible,
+        refittable=refittable,
+        timing_cache=_timing_cache(timing_cache, no_new_timings=no_new_timings),
     )
-    if precision is None:
-        _refuse_without_precision({"--calibration-data": calibration_data, "--ranges": ranges, "--keep": keep})
-        artifact = builder(backend).build(model, output, settings)
-    else:
-        how = {"calibration_data": calibration_data, "ranges": ranges, "keep": tuple(keep or ())}
-        artifact = _build_converted(model, output, backend, settings, precision, how)
-    artifact.write(output.with_name(output.name + ".json"))
-    rows = [(name, str(value)) for name, value in artifact.model_dump().items()]
-    show(artifact, table(("engine", str(output)), rows), as_json=as_json)
+    if backend == "onnxruntime":
+        refuse_unused(settings, batches)
+    how = {"calibration_data": calibration_data, "ranges": ranges, "keep": tuple(keep or ())}
+    with _graph_in(precision, model, backend, how) as (graph, origin):
+        engine = None if batches else build_engine(backend, graph, output, settings, origin)
+        result = engine or EngineSet(engines=build_per_batch(backend, graph, output, settings, batches, origin))
+    show(result, engines_table((engine,) if engine else result.engines, output.parent), as_json=as_json)
 
 
-def _build_converted(
-    model: Path, output: Path, backend: str, settings: BuildSettings, precision: str, how: dict[str, Any]
-) -> EngineArtifact:
-    """Builds from a converted copy; the record names the file that the user has, and what was converted of it."""
+@contextmanager
+def _graph_in(
+    precision: str | None, model: Path, backend: str, how: dict[str, Any]
+) -> Iterator[tuple[Path, Converted | None]]:
+    """Yields the graph to build from, and where it came from if that is a copy in another precision."""
     from tempfile import TemporaryDirectory
 
     from lrd_deploy.cli.convert import converted
     from lrd_deploy.engines import builder
+    from lrd_deploy.engines.building import Converted
 
-    chosen = builder(backend)  # an unknown one is told before minutes of conversion
+    if precision is None:
+        _refuse_without_precision({f"--{name.replace('_', '-')}": value for name, value in how.items()})
+        yield model, None
+        return
+    builder(backend)  # an unknown one is told before minutes of conversion
     activations = "uint8" if backend == "onnxruntime" and precision == "int8" else None
     int8 = {"ranges": how["ranges"], "method": None, "activation_type": activations}
     with TemporaryDirectory(prefix="lrd-deploy-") as folder:
         graph = Path(folder, model.name)
         report = converted(model, graph, precision, how["calibration_data"], how["keep"], int8)
-        artifact = chosen.build(graph, output, settings)
-    changes = {"source_sha256": report.source_sha256, "precision": precision, "converted": report.share}
-    return artifact.model_copy(update=changes)
+        yield graph, Converted(model, report)
+
+
+def _timing_cache(path: Path | None, *, no_new_timings: bool) -> TimingCache | None:
+    from lrd_deploy.engines.backend import TimingCache
+    from lrd_deploy.errors import UsageError
+
+    if path is None and no_new_timings:
+        raise UsageError(
+            "choosing the timing cache",
+            found="--no-new-timings without --timing-cache",
+            accepted="a cache that an earlier build filled",
+            remedy="name it with --timing-cache",
+        )
+    return TimingCache(path=path, miss_is_error=no_new_timings) if path is not None else None
 
 
 def _refuse_without_precision(given: dict[str, object]) -> None:

@@ -8,19 +8,39 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
-from lrd_deploy.records import EngineArtifact, Record
+from lrd_deploy.records import DimensionRange, EngineArtifact, Record
 
 Arrays = Mapping[str, NDArray[np.generic]]
 
 
+class TimingCache(Record):
+    """Where TensorRT keeps what it measured: a file that ends in .cache, or a folder with one file per environment.
+
+    `miss_is_error` fails a build that would measure anything anew: locked builds in CI.
+    """
+
+    path: Path
+    miss_is_error: bool = False
+
+
 class BuildSettings(Record):
-    """How to build: the batches an engine must take, and the GPU generations it is for, such as "8.6"."""
+    """How to build: the batches an engine must take, and the GPU generations it is for, such as "8.6".
+
+    `dimensions` holds the sizes of dynamic dimensions, by name or as "input[axis]"; one that the batch does not cover
+    must be there. `tf32` lets float32 products be rounded to TF32, as TensorRT does unless told otherwise.
+    """
 
     min_batch: int = 1
     opt_batch: int = 8
     max_batch: int = 64
+    dimensions: dict[str, DimensionRange] = Field(default_factory=dict)
     compute_capabilities: tuple[str, ...] = ()
+    tf32: bool = True
+    version_compatible: bool = False
+    refittable: bool = False
+    timing_cache: TimingCache | None = None
 
 
 class SessionSettings(Record):
@@ -31,13 +51,14 @@ class SessionSettings(Record):
 
 
 class BackendStatus(Record):
-    """Whether a backend works on this machine, and what to do where it does not."""
+    """Whether a backend works on this machine, and what to do where it does not; `missing` names each lack."""
 
     name: str
     builds: bool
     runs: bool
     version: str | None
     detail: str
+    missing: tuple[str, ...] = ()
 
 
 class Session(Protocol):

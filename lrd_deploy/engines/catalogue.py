@@ -5,13 +5,13 @@ from __future__ import annotations
 from lrd_deploy.engines.backend import Backend, Builder, Runtime
 from lrd_deploy.engines.onnxruntime import OnnxRuntime
 from lrd_deploy.engines.profiler import Profiler
-from lrd_deploy.engines.tensorrt import TensorRTBuilder
+from lrd_deploy.engines.tensorrt import TensorRT
 from lrd_deploy.errors import UsageError
 
 BACKENDS: dict[str, Backend] = {
     "onnxruntime": OnnxRuntime(),
-    "tensorrt": TensorRTBuilder(name="tensorrt", package="tensorrt", extra="tensorrt"),
-    "tensorrt-rtx": TensorRTBuilder(name="tensorrt-rtx", package="tensorrt_rtx", extra="rtx"),
+    "tensorrt": TensorRT(name="tensorrt", package="tensorrt", extra="tensorrt"),
+    "tensorrt-rtx": TensorRT(name="tensorrt-rtx", package="tensorrt_rtx", extra="rtx"),
 }
 
 

@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from lrd_deploy.engines.artifact import artifact_of
+from lrd_deploy.engines.artifact import artifact_of, check_optimised_model
 from lrd_deploy.engines.backend import Arrays, BackendStatus, BuildSettings, SessionSettings
 from lrd_deploy.engines.onnxruntime_profile import OnnxRuntimeProfile, profile_options
+from lrd_deploy.engines.processor import processor
 from lrd_deploy.errors import BackendError
 from lrd_deploy.files import read_bytes, write_whole
 from lrd_deploy.records import EngineArtifact
@@ -47,10 +48,11 @@ class OnnxRuntime:
 
         write_whole(engine, save_optimised)
         seconds = time.perf_counter() - started
-        return artifact_of(engine, model, self.describe(), target="cpu", seconds=seconds)
+        return artifact_of(engine, model, self.describe(), target="cpu", seconds=seconds, built_on=processor())
 
     def load(self, model: Path, settings: SessionSettings) -> OnnxRuntimeSession:
-        """Loads an ONNX file with every graph optimisation on."""
+        """Loads an ONNX file with every graph optimisation on; one that `build` saved only where it fits."""
+        check_optimised_model(model, self.describe(), processor())
         return OnnxRuntimeSession(_session(model, _options(settings)))
 
     def load_profiled(self, model: Path, settings: SessionSettings, folder: Path) -> OnnxRuntimeProfile:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from lrd_deploy.engines import BuildSettings
-    from lrd_deploy.recipe.settings import Bench
+    from lrd_deploy.recipe import Recipe
 
 _INPUTS = "inputs.npz"
 _CHECKED_BATCHES = (1, 2, 7)
@@ -76,6 +76,8 @@ def build_stage(work: Workspace, exported: ExportedPair, rewritten: RewrittenMod
         "lowrank": rewritten.report.sha256,
         "backends": {status.name: status.version for status in here},
         "machine": environment().fingerprint,
+        "build": work.recipe.build.model_dump(mode="json"),
+        "batch": work.recipe.bench.batch,
     }
     names = [status.name for status in here]
     return work.stage("build", BuiltEngines, depends_on, lambda _key: _build_all(work, names))
@@ -137,15 +139,29 @@ def training_bench_stage(
     return work.stage("training_bench", TrainingSpeedup, depends_on, make)
 
 
-def engine_batches(bench: Bench) -> BuildSettings:
-    """Returns the batches that a run's engines take."""
+def engine_settings(recipe: Recipe) -> BuildSettings:
+    """Returns how a run's engines are built; tuned for the batch of the measurement where the recipe says none."""
     from lrd_deploy.engines import BuildSettings
 
-    return BuildSettings(opt_batch=bench.batch, max_batch=max(64, bench.batch))
+    wanted, measured = recipe.build, recipe.bench.batch
+    return BuildSettings(
+        min_batch=wanted.min_batch,
+        opt_batch=wanted.opt_batch or max(measured, wanted.min_batch),
+        max_batch=wanted.max_batch or max(64, measured, wanted.opt_batch or 0, wanted.min_batch),
+        dimensions=wanted.dimensions,
+        tf32=wanted.tf32,
+    )
+
+
+def _settings_for(backend: str, recipe: Recipe) -> BuildSettings:
+    """Named GPUs are TensorRT-RTX's alone: TensorRT compiles for the one at hand."""
+    named = recipe.build.compute_capabilities if backend == "tensorrt-rtx" else ()
+    return engine_settings(recipe).model_copy(update={"compute_capabilities": named})
 
 
 def _build_all(work: Workspace, backends: list[str]) -> tuple[BuiltEngines, list[Path]]:
-    from lrd_deploy.engines import builder
+    from lrd_deploy.engines.artifact import manifest_of
+    from lrd_deploy.engines.building import build_engine
 
     built, refused, files = {}, {}, []
     jobs = [(backend, arm) for backend in backends for arm in ("dense", "lowrank")]
@@ -153,12 +169,12 @@ def _build_all(work: Workspace, backends: list[str]) -> tuple[BuiltEngines, list
         engine = work.path("engines", f"{arm}.{backend}")
         engine.parent.mkdir(exist_ok=True)
         try:
-            artifact = builder(backend).build(work.path(f"{arm}.onnx"), engine, engine_batches(work.recipe.bench))
+            artifact = build_engine(backend, work.path(f"{arm}.onnx"), engine, _settings_for(backend, work.recipe))
         except BackendError as refusal:
             refused[f"{backend} {arm}"] = str(refusal)
             continue
         built[f"{backend} {arm}"] = artifact.model_copy(update={"path": engine.relative_to(work.folder)})
-        files.append(engine)
+        files += [engine, manifest_of(engine)]
         work.observer.progress("building engines", number + 1, len(jobs))
     return BuiltEngines(engines=built, refused=refused), files
 

@@ -12,7 +12,7 @@ from lrd_deploy.engines.inputs import random_inputs, repeated, stored_arrays
 from lrd_deploy.errors import UsageError
 from lrd_deploy.export.model_files import MODEL_NAME, PLAN_NAME, ModelFiles, onnx_files, read_graph
 from lrd_deploy.observer import Observer, SilentObserver
-from lrd_deploy.pipeline.deployment_stages import engine_batches
+from lrd_deploy.pipeline.deployment_stages import engine_settings
 from lrd_deploy.pipeline.finished_run import FinishedRun, in_pytorch, open_finished_run
 from lrd_deploy.recipe.settings import DigitsData
 from lrd_deploy.records import Arm, BundleSource, EngineArtifact, NotPackaged, PackageResult
@@ -228,7 +228,7 @@ def _served_arm(run: FinishedRun, arm: Arm, request: PackageRequest) -> Served:
 
 def _served_engine(run: FinishedRun, engine: EngineArtifact, onnx: Served) -> Served:
     graph = served_graph(read_graph(onnx.files.files[MODEL_NAME]), "tensorrt", may_batch=onnx.graph.batched)
-    largest = min(onnx.settings.max_batch, engine_batches(run.work.recipe.bench).max_batch)
+    largest = min(onnx.settings.max_batch, engine_settings(run.work.recipe).max_batch)
     path = run.engine_file(engine.path, engine.sha256)
     return replace(
         onnx,

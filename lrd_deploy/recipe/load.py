@@ -17,6 +17,7 @@ from lrd_deploy.files import read_bytes
 from lrd_deploy.recipe.policies import Policy
 from lrd_deploy.recipe.settings import (
     Bench,
+    Build,
     Calibration,
     DataSource,
     Export,
@@ -52,6 +53,7 @@ class Recipe(Settings):
     skip: tuple[str, ...] = ()
     export: Export = Export()
     rewrite: Rewrite = Rewrite()
+    build: Build = Build()
     bench: Bench = Bench()
     progress: Progress = Progress()
     seed: int = Field(default=0, ge=0)

@@ -21,6 +21,8 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
+from lrd_deploy.records import DimensionRange
+
 
 class Settings(BaseModel):
     """A frozen section that rejects keys it does not know and names the nearest it does."""
@@ -296,6 +298,28 @@ class Rewrite(Settings):
     """Ranks that are no multiple of `quantum` are padded up to one; 1 leaves every rank as it is."""
 
     quantum: int = Field(default=16, ge=1)
+
+
+class Build(Settings):
+    """Which shapes TensorRT's engines take, tuned for `opt_batch`, and for which GPUs TensorRT-RTX compiles.
+
+    Left out, `opt_batch` is the batch of `bench`, and `max_batch` 64 or more. `dimensions` holds sizes of further
+    dynamic dimensions by name, such as `sequence: [16, 128, 512]`.
+    """
+
+    min_batch: int = Field(default=1, ge=1)
+    opt_batch: int | None = Field(default=None, ge=1)
+    max_batch: int | None = Field(default=None, ge=1)
+    dimensions: dict[str, DimensionRange] = Field(default_factory=dict)
+    tf32: bool = True
+    compute_capabilities: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _batches_rise(self) -> Self:
+        said = [each for each in (self.min_batch, self.opt_batch, self.max_batch) if each is not None]
+        if said != sorted(said):
+            raise ValueError(f"min_batch, opt_batch and max_batch must rise, and are {', '.join(map(str, said))}")
+        return self
 
 
 class Bench(Settings):

@@ -6,6 +6,7 @@ Paths inside a record are relative to the folder that holds the record.
 
 from lrd_deploy.records.checkpoint import CheckpointReport, FactorisedWeight
 from lrd_deploy.records.compression import BiasCorrection, CompressedModel
+from lrd_deploy.records.engines import DimensionRange, Gpu, InputProfile, Processor, TimingCacheUse
 from lrd_deploy.records.environment import Environment
 from lrd_deploy.records.gate import (
     Against,
@@ -35,6 +36,7 @@ from lrd_deploy.records.graphs import (
     ChainOption,
     ConvertedShare,
     EngineArtifact,
+    EngineSet,
     ExportedModel,
     ExportedPair,
     NodeOrigin,
@@ -135,7 +137,9 @@ __all__ = [
     "CompressedModel",
     "ControlReading",
     "ConvertedShare",
+    "DimensionRange",
     "EngineArtifact",
+    "EngineSet",
     "Environment",
     "Epoch",
     "ExportedModel",
@@ -147,6 +151,8 @@ __all__ = [
     "GateEvidence",
     "GatePolicy",
     "GateResult",
+    "Gpu",
+    "InputProfile",
     "KeepDense",
     "KernelGroup",
     "KernelRole",
@@ -174,6 +180,7 @@ __all__ = [
     "PrecisionMark",
     "PrecisionPolicy",
     "PrecisionReport",
+    "Processor",
     "ProfiledKernel",
     "ProfiledLayer",
     "Promotion",
@@ -193,6 +200,7 @@ __all__ = [
     "SpatialSVD",
     "StoredInput",
     "TensorInfo",
+    "TimingCacheUse",
     "TrainedModel",
     "TrainingSpeedup",
     "Tucker2",

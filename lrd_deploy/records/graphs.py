@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from lrd_deploy.records.engines import Gpu, InputProfile, Processor, TimingCacheUse
 from lrd_deploy.records.environment import Environment
 from lrd_deploy.records.layers import Choice, LayerSignature
 from lrd_deploy.records.measurement import Ratio
@@ -165,6 +166,11 @@ class ConvertedShare(Record):
 class EngineArtifact(Record):
     """A built engine: valid only for the backend version and target it names.
 
+    `external_data` holds the digests of the model's weight files by place, `profile` the shapes that the engine takes
+    (empty: any). `weight_shares` and `node_shares` say how much of the graph is of which type; `tf32`, None where it
+    does not apply, whether float32 products may be rounded to TF32's 10 bits of mantissa. `built_on` is None where a
+    compiler needed no hardware. `warnings` were given in `log`; `layers` is the engine's own description of its
+    layers, and `no_layers` why there is none.
     `converted` is there where the graph was converted to `precision` first.
     """
 
@@ -178,6 +184,20 @@ class EngineArtifact(Record):
     build_seconds: float
     size_bytes: int
     converted: ConvertedShare | None = None
+    external_data: dict[str, str] = Field(default_factory=dict)
+    profile: tuple[InputProfile, ...] = ()
+    weight_shares: dict[str, float] = Field(default_factory=dict)
+    node_shares: dict[str, float] = Field(default_factory=dict)
+    tf32: bool | None = None
+    version_compatible: bool = False
+    refittable: bool = False
+    compute_capabilities: tuple[str, ...] = ()
+    built_on: Gpu | Processor | None = None
+    timing_cache: TimingCacheUse | None = None
+    warnings: int = 0
+    log: Path | None = None
+    layers: Path | None = None
+    no_layers: str | None = None
 
 
 class BuiltEngines(Record):
@@ -185,3 +205,9 @@ class BuiltEngines(Record):
 
     engines: dict[str, EngineArtifact]
     refused: dict[str, str]
+
+
+class EngineSet(Record):
+    """Engines of one model, one for each batch."""
+
+    engines: tuple[EngineArtifact, ...]

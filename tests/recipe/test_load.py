@@ -52,7 +52,10 @@ def test_paths_start_from_the_recipe(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("data:", "dta:"), r"unknown key 'dta'; the keys here are bench, calibration, data, .*did you mean 'data'\?"),
+        (
+            ("data:", "dta:"),
+            r"unknown key 'dta'; the keys here are bench, build, calibration, data, .*did you mean 'data'\?",
+        ),
         (("epochs:", "epoch:"), r"at 'fine_tune': unknown key 'epoch'.*did you mean 'epochs'\?"),
         (("epochs: 2", "epochs: 0"), r"at 'fine_tune.epochs': 0; input should be greater than or equal to 1"),
         (("policy: uniform", "policy: magic"), "'uniform', 'energy', 'paper', 'latency'"),
