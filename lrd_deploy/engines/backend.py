@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from lrd_deploy.records import EngineArtifact, Record
+from lrd_deploy.records import EngineArtifact, Execution, Record
 
 Arrays = Mapping[str, NDArray[np.generic]]
 
@@ -28,6 +28,7 @@ class SessionSettings(Record):
 
     threads: int = 1
     spin_between_calls: bool = False
+    execution: Execution = Execution()
 
 
 class BackendStatus(Record):
@@ -47,7 +48,16 @@ class Session(Protocol):
         """Returns the outputs by name."""
 
     def bind(self, inputs: Arrays) -> Callable[[], object]:
-        """Returns a call that runs on these inputs with nothing else in it: this is what gets timed."""
+        """Returns a call that runs on these inputs with nothing else in it: this is what gets timed.
+
+        On a GPU the call returns when the GPU is done.
+        """
+
+    def copies(self, inputs: Arrays) -> tuple[Callable[[], object], Callable[[], object]]:
+        """Returns a call that copies the inputs to the device, and one that copies the outputs back."""
+
+    def on_cpu(self) -> tuple[str, ...]:
+        """Returns the operators that run on the CPU; asked of sessions on a GPU."""
 
 
 class Backend(Protocol):

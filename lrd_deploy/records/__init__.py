@@ -7,6 +7,7 @@ Paths inside a record are relative to the folder that holds the record.
 from lrd_deploy.records.checkpoint import CheckpointReport, FactorisedWeight
 from lrd_deploy.records.compression import BiasCorrection, CompressedModel
 from lrd_deploy.records.environment import Environment
+from lrd_deploy.records.execution import Execution
 from lrd_deploy.records.gate import (
     Against,
     BaselineHistory,
@@ -27,6 +28,7 @@ from lrd_deploy.records.gate import (
     SlowdownRates,
     Verdict,
 )
+from lrd_deploy.records.gpu import Gpu, GpuReadings
 from lrd_deploy.records.graphs import (
     Applied,
     BuiltEngines,
@@ -138,6 +140,7 @@ __all__ = [
     "EngineArtifact",
     "Environment",
     "Epoch",
+    "Execution",
     "ExportedModel",
     "ExportedPair",
     "FactorisedWeight",
@@ -147,6 +150,8 @@ __all__ = [
     "GateEvidence",
     "GatePolicy",
     "GateResult",
+    "Gpu",
+    "GpuReadings",
     "KeepDense",
     "KernelGroup",
     "KernelRole",
