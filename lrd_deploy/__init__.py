@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from lrd_deploy.decompose.checkpoint import decompose_checkpoint
     from lrd_deploy.decompose.evidence import gather_evidence
     from lrd_deploy.decompose.surgery import decompose_, load_lowrank_, merge_
+    from lrd_deploy.engines import SessionSettings
+    from lrd_deploy.engines.fake import FakeBackend, ScriptedClock
     from lrd_deploy.errors import LrdError
     from lrd_deploy.export.torch_export import export_onnx
     from lrd_deploy.models.survey import survey
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EnergyRank",
+    "FakeBackend",
     "FreezingSchedule",
     "LatencyRank",
     "LrdError",
@@ -34,6 +37,8 @@ __all__ = [
     "PaperRank",
     "RankPlan",
     "Recipe",
+    "ScriptedClock",
+    "SessionSettings",
     "UniformRank",
     "__version__",
     "compare",
@@ -56,11 +61,14 @@ _HOMES = {
     "decompose_checkpoint": "decompose.checkpoint",
     "gather_evidence": "decompose.evidence",
     "EnergyRank": "recipe",
+    "FakeBackend": "engines.fake",
     "FreezingSchedule": "train.freezing",
     "LatencyRank": "recipe",
     "LrdError": "errors",
     "RankPlan": "records",
     "Recipe": "recipe",
+    "ScriptedClock": "engines.fake",
+    "SessionSettings": "engines",
     "UniformRank": "recipe",
     "compare": "bench.compare",
     "decompose_": "decompose.surgery",

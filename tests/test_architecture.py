@@ -13,7 +13,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 HEAVY = {"torch", "transformers", "accelerate", "onnxruntime", "onnx", "onnx_graphsurgeon", "tensorrt", "tensorrt_rtx",
          "scipy", "matplotlib", "sklearn", "polygraphy", "pydantic", "numpy"}  # fmt: skip
 
-OPTIONAL = ("tensorrt", "tensorrt_rtx", "tritonclient", "lightning", "pytorch_lightning")
+OPTIONAL = ("tensorrt", "tensorrt_rtx", "tritonclient", "lightning", "pytorch_lightning", "pynvml")
 
 
 def imported_by(code):
@@ -78,9 +78,10 @@ def test_public_names_are_what_the_package_promises():
         assert getattr(lrd_deploy, name) is not None
     assert lrd_deploy.__all__ == sorted(lrd_deploy.__all__)
     assert set(lrd_deploy.__all__) == {
-        "EnergyRank", "FreezingSchedule", "LatencyRank", "LrdError", "MeasuredLatency", "PaperRank", "RankPlan",
-        "Recipe", "UniformRank", "__version__", "compare", "decompose_", "decompose_checkpoint", "export_onnx",
-        "freeze_", "gather_evidence", "load_lowrank_", "load_recipe", "merge_", "plan_ranks", "run", "survey",
+        "EnergyRank", "FakeBackend", "FreezingSchedule", "LatencyRank", "LrdError", "MeasuredLatency", "PaperRank",
+        "RankPlan", "Recipe", "ScriptedClock", "SessionSettings", "UniformRank", "__version__", "compare", "decompose_",
+        "decompose_checkpoint", "export_onnx", "freeze_", "gather_evidence", "load_lowrank_", "load_recipe", "merge_",
+        "plan_ranks", "run", "survey",
     }  # fmt: skip
 
 

@@ -56,6 +56,11 @@ def test_the_python_in_the_page_on_training_runs(tmp_path, monkeypatch):
     assert len(trained) == 4
 
 
+def test_the_python_in_the_page_on_measuring_runs():
+    (code,) = blocks("python", (ROOT / "docs" / "measuring.md").read_text())
+    exec(code, {})  # noqa: S102
+
+
 def test_the_recipe_in_the_readme_is_one():
     (text,) = blocks("yaml")
     assert parse_recipe(text, source="README", folder=None).name == "mine"

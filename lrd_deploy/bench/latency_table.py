@@ -15,7 +15,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from lrd_deploy.errors import InputError
 from lrd_deploy.files import read_bytes, write_text
-from lrd_deploy.records import Choice, Environment, LayerSignature, Record
+from lrd_deploy.records import Choice, Environment, Execution, LayerSignature, Record
 
 
 class Conditions(Record):
@@ -27,6 +27,7 @@ class Conditions(Record):
     batch: int
     threads: int
     fingerprint: str
+    execution: Execution = Execution()
 
 
 class LatencyRow(Record):

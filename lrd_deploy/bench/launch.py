@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from math import ceil
 from pathlib import Path
 
+from pydantic import Field
+
 from lrd_deploy.bench.statistics import median
 from lrd_deploy.errors import BackendError
-from lrd_deploy.records import Record
+from lrd_deploy.records import Execution, GpuReadings, Record
 
 Call = Callable[[], object]
 Clock = Callable[[], int]  # nanoseconds
@@ -35,12 +37,15 @@ class LaunchPlan(Record):
     rounds: int
     arm_seconds: float
     solo_seconds: float
+    execution: Execution = Execution()
 
 
 class LaunchSamples(Record):
     """Raw nanoseconds: `blocks` by arm and round, `solo` by arm; `cold_start_ns` from loading to the first result.
 
-    `waited`: another measurement had this machine, and the launch began when it was done.
+    `waited`: another measurement had this machine, and the launch began when it was done. `h2d_ns` and `d2h_ns`: copies
+    of all inputs to the GPU, and of all outputs from it, where those are not in the timed calls. `on_cpu`: operators
+    that ran on the CPU although the model ran on a GPU, by arm.
     """
 
     load_order: tuple[str, ...]
@@ -50,15 +55,26 @@ class LaunchSamples(Record):
     solo: dict[str, tuple[int, ...]]
     cold_start_ns: dict[str, int]
     waited: bool = False
+    h2d_ns: dict[str, tuple[int, ...]] = Field(default_factory=dict)
+    d2h_ns: dict[str, tuple[int, ...]] = Field(default_factory=dict)
+    on_cpu: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    gpu: GpuReadings | None = None
 
 
 def interleave(
-    calls: Mapping[str, Call], clock: Clock, *, rounds: int, arm_seconds: float, reverse_first: bool
+    calls: Mapping[str, Call],
+    clock: Clock,
+    *,
+    rounds: int,
+    arm_seconds: float,
+    reverse_first: bool,
+    after_round: Callable[[], None] = lambda: None,
 ) -> tuple[dict[str, tuple[tuple[int, ...], ...]], int, bool]:
     """Times all arms in rounds of one block each, in an order that favours none: see `round_orders`.
 
     A block is one discarded call, which pays for the switch, then the timed ones. Calls per block fill 10 ms of the
     slowest arm; rounds shrink where they would take longer than `arm_seconds` per arm, to whole cycles of orders.
+    `after_round` is called between rounds, where its time counts for no arm.
 
     Returns:
         Samples by arm and round, calls per block, and whether every arm's warm-up converged.
@@ -74,6 +90,7 @@ def interleave(
         for name in order:
             calls[name]()
             blocks[name].append(timed(calls[name], clock, per_block))
+        after_round()
     return (
         {name: tuple(samples) for name, samples in blocks.items()},
         per_block,

@@ -18,7 +18,7 @@ from lrd_deploy.bench.statistics import median, relative_spread
 from lrd_deploy.engines import SessionSettings, runtime
 from lrd_deploy.engines.backend import Runtime
 from lrd_deploy.observer import Observer, SilentObserver
-from lrd_deploy.records import Choice, Environment, KeepDense, LayerSignature
+from lrd_deploy.records import Choice, Environment, Execution, KeepDense, LayerSignature
 
 _ROUNDS, _CALLS, _SECONDS_PER_CHOICE = 15, 3, 0.15
 _FEWEST_ROUNDS, _LONGER = 5, 3
@@ -32,6 +32,7 @@ class LayerCalls(Protocol):
 
     name: str
     per_call: int  # passes in one call; latencies are of one
+    execution: Execution
 
     def calls(self, signature: LayerSignature, choices: Sequence[Choice], batch: int, threads: int) -> object:
         """Returns a context manager that yields a call per choice."""
@@ -43,6 +44,7 @@ class EngineCalls:
 
     backend: Runtime
     per_call: int = 1
+    execution: Execution = field(default_factory=Execution)
 
     @property
     def name(self) -> str:
@@ -53,7 +55,7 @@ class EngineCalls:
     def calls(self, signature: LayerSignature, choices: Sequence[Choice], batch: int, threads: int) -> Iterator[Calls]:
         """Yields one bound session per choice."""
         inputs = {"x": layer_input(signature, batch)}
-        settings = SessionSettings(threads=threads)
+        settings = SessionSettings(threads=threads, execution=self.execution)
         calls = {}
         with TemporaryDirectory(prefix="lrd-deploy-") as folder:
             for choice in choices:
@@ -61,6 +63,11 @@ class EngineCalls:
                 path.write_bytes(layer_graph(signature, choice).SerializeToString())
                 calls[choice] = self.backend.load(path, settings).bind(inputs)
             yield calls
+
+
+def onnxruntime_layers(execution: Execution) -> EngineCalls:
+    """Returns layers as ONNX Runtime runs them there."""
+    return EngineCalls(runtime("onnxruntime"), execution=execution)
 
 
 @dataclass
@@ -85,7 +92,7 @@ class MeasuredLatency:
     threads: int
     store: Path
     observer: Observer = field(default_factory=SilentObserver)
-    layers: LayerCalls = field(default_factory=lambda: EngineCalls(runtime("onnxruntime")))
+    layers: LayerCalls = field(default_factory=lambda: onnxruntime_layers(Execution()))
     clock: Clock = time.perf_counter_ns
     environment: Environment = field(default_factory=environment)
     known: LatencyTable = field(default_factory=LatencyTable)
@@ -104,6 +111,7 @@ class MeasuredLatency:
             batch=self.batch,
             threads=self.threads,
             fingerprint=self.environment.fingerprint,
+            execution=self.layers.execution,
         )
 
     @property

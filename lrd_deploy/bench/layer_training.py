@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lrd_deploy.decompose.layers import FactorisedLayer
 from lrd_deploy.decompose.surgery import form_of
 from lrd_deploy.recipe.settings import Freezing
-from lrd_deploy.records import Choice, KeepDense, LayerSignature
+from lrd_deploy.records import Choice, Execution, KeepDense, LayerSignature
 from lrd_deploy.train.freezing import freeze_, phases
 
 Calls = dict[Choice, Callable[[], object]]
@@ -34,6 +34,11 @@ class TrainingCalls:
     def per_call(self) -> int:
         """Training steps in one call."""
         return len(phases(self.freezing))
+
+    @property
+    def execution(self) -> Execution:
+        """Where the steps run."""
+        return Execution(device=self.device)
 
     @contextmanager
     def calls(self, signature: LayerSignature, choices: Sequence[Choice], batch: int, threads: int) -> Iterator[Calls]:

@@ -19,7 +19,7 @@ from lrd_deploy.engines import SessionSettings, runtime
 from lrd_deploy.engines.backend import Arrays, Runtime
 from lrd_deploy.errors import InputError
 from lrd_deploy.ranks.forms import factor_shapes
-from lrd_deploy.records import Choice, RankPlan, RewriteReport, Tucker2
+from lrd_deploy.records import Choice, Execution, RankPlan, RewriteReport, Tucker2
 from lrd_deploy.rewrite.apply import rewrite_file
 from lrd_deploy.rewrite.decompose_node import DecomposeNode
 
@@ -44,6 +44,7 @@ class ModelLatency:
     threads: int
     backend: Runtime = field(default_factory=lambda: runtime("onnxruntime"))
     clock: Clock = time.perf_counter_ns
+    execution: Execution = field(default_factory=Execution)
 
     def latencies_ms(self, plan: RankPlan) -> tuple[float, float]:
         """Returns the latency of the dense model and of the planned one, from interleaved blocks in this process.
@@ -59,7 +60,7 @@ class ModelLatency:
             arms = {"dense": self.dense, "lowrank": Path(folder, "lowrank.onnx")}
             report = rewrite_file(self.dense, [DecomposeNode(choices, random_factors)], arms["lowrank"])
             _check_complete(report)
-            settings = SessionSettings(threads=self.threads)
+            settings = SessionSettings(threads=self.threads, execution=self.execution)
             calls = {name: self.backend.load(path, settings).bind(self.inputs) for name, path in arms.items()}
             blocks, _, _ = interleave(calls, self.clock, rounds=_ROUNDS, arm_seconds=_ARM_SECONDS, reverse_first=False)
         dense_ms = median([min(block) for block in blocks["dense"]]) / 1e6

@@ -14,7 +14,7 @@ from lrd_deploy.export.model_files import external_locations, read_graph
 from lrd_deploy.export.node_precision import node_shares
 from lrd_deploy.export.onnx_file import weight_precision, weight_shares
 from lrd_deploy.files import read_bytes, sha256_of
-from lrd_deploy.records import EngineArtifact, Gpu, Processor
+from lrd_deploy.records import EngineArtifact, Processor, TargetGpu
 
 _BUILD_AGAIN = "build the engine again, on the machine and with the version that will run it"
 
@@ -55,7 +55,7 @@ def manifest_of(engine: Path) -> Path:
     return engine.with_name(engine.name + ".json")
 
 
-def checked_bytes(engine: Path, here: BackendStatus, machine: Gpu | NoGpu) -> tuple[bytes, EngineArtifact]:
+def checked_bytes(engine: Path, here: BackendStatus, machine: TargetGpu | NoGpu) -> tuple[bytes, EngineArtifact]:
     """Returns an engine's bytes and record, after making sure that they may be loaded here.
 
     An engine is executable code, and fits the version and the GPU that it was built with. Checked in this order: the
@@ -97,7 +97,7 @@ def check_optimised_model(model: Path, here: BackendStatus, machine: Processor) 
 
 
 def check_engine(
-    engine: Path, artifact: EngineArtifact, sha256: str, here: BackendStatus, machine: Gpu | NoGpu | Processor
+    engine: Path, artifact: EngineArtifact, sha256: str, here: BackendStatus, machine: TargetGpu | NoGpu | Processor
 ) -> None:
     """Raises the error of the first thing that keeps an engine of this record and digest from being loaded here."""
     doing = f"loading the engine '{engine}'"
@@ -156,7 +156,7 @@ def _check_processor(doing: str, artifact: EngineArtifact, here: Processor) -> N
     )
 
 
-def _check_gpu(doing: str, artifact: EngineArtifact, here: Gpu | NoGpu) -> None:
+def _check_gpu(doing: str, artifact: EngineArtifact, here: TargetGpu | NoGpu) -> None:
     if isinstance(here, NoGpu):
         raise UsageError(
             doing, found=here.reason, accepted="the GPU that the engine is for", remedy="run it on that machine"
@@ -170,7 +170,7 @@ def _check_gpu(doing: str, artifact: EngineArtifact, here: Gpu | NoGpu) -> None:
             remedy=f"build it again with --compute-capability {here.compute_capability}, if this version knows it",
         )
     built_on = artifact.built_on
-    if isinstance(built_on, Gpu) and built_on.name != here.name:
+    if isinstance(built_on, TargetGpu) and built_on.name != here.name:
         raise InputError(
             doing,
             found=f"it was built on {built_on.name}, and this is {here.name}",

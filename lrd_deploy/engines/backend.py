@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from lrd_deploy.records import DimensionRange, EngineArtifact, Record
+from lrd_deploy.records import DimensionRange, EngineArtifact, Execution, Record
 
 Arrays = Mapping[str, NDArray[np.generic]]
 
@@ -48,6 +48,7 @@ class SessionSettings(Record):
 
     threads: int = 1
     spin_between_calls: bool = False
+    execution: Execution = Execution()
 
 
 class BackendStatus(Record):
@@ -68,7 +69,16 @@ class Session(Protocol):
         """Returns the outputs by name."""
 
     def bind(self, inputs: Arrays) -> Callable[[], object]:
-        """Returns a call that runs on these inputs with nothing else in it: this is what gets timed."""
+        """Returns a call that runs on these inputs with nothing else in it: this is what gets timed.
+
+        On a GPU the call returns when the GPU is done.
+        """
+
+    def copies(self, inputs: Arrays) -> tuple[Callable[[], object], Callable[[], object]]:
+        """Returns a call that copies the inputs to the device, and one that copies the outputs back."""
+
+    def on_cpu(self) -> tuple[str, ...]:
+        """Returns the operators that run on the CPU; asked of sessions on a GPU."""
 
 
 class Backend(Protocol):

@@ -40,6 +40,7 @@ class FakeSession:
     latencies_ms: Iterator[float]
     log: list[str]
     name: str
+    copy_ms: float = 0.1
 
     def run(self, inputs: Arrays) -> dict[str, NDArray[np.generic]]:
         """Advances the clock and echoes the inputs."""
@@ -50,6 +51,14 @@ class FakeSession:
     def bind(self, inputs: Arrays) -> Callable[[], object]:
         """Returns a call of `run`."""
         return lambda: self.run(inputs)
+
+    def copies(self, inputs: Arrays) -> tuple[Callable[[], object], Callable[[], object]]:  # noqa: ARG002
+        """Returns two calls that each take as long as a copy does."""
+        return (lambda: self.clock.advance_ms(self.copy_ms),) * 2
+
+    def on_cpu(self) -> tuple[str, ...]:
+        """Nothing does."""
+        return ()
 
 
 @dataclass

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from lrd_deploy.records import Gpu
+from lrd_deploy.records import TargetGpu
 
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
 _OLDEST_DRIVER = 580  # of CUDA 13, which TensorRT 11 is built with
@@ -21,7 +21,7 @@ class NoGpu:
     reason: str
 
 
-def find_gpu(library: Callable[[str], Any] = ctypes.CDLL) -> Gpu | NoGpu:
+def find_gpu(library: Callable[[str], Any] = ctypes.CDLL) -> TargetGpu | NoGpu:
     """Returns the first GPU that the driver shows to this process, CUDA_VISIBLE_DEVICES obeyed.
 
     Args:
@@ -48,7 +48,7 @@ def find_gpu(library: Callable[[str], Any] = ctypes.CDLL) -> Gpu | NoGpu:
     if status:
         return NoGpu(f"the NVIDIA driver does not describe its GPU (CUDA error {status})")
     major, minor = (_attribute(cuda, which, device) for which in (_MAJOR, _MINOR))
-    return Gpu(name=name.value.decode(errors="replace"), compute_capability=f"{major}.{minor}", driver=driver)
+    return TargetGpu(name=name.value.decode(errors="replace"), compute_capability=f"{major}.{minor}", driver=driver)
 
 
 def _attribute(cuda: Any, which: int, device: ctypes.c_int) -> int:

@@ -1,10 +1,10 @@
-"""ONNX Runtime on the CPU."""
+"""ONNX Runtime, on the CPU or on a GPU."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,19 @@ from onnx import ModelProto
 
 from lrd_deploy.engines.artifact import artifact_of, check_optimised_model
 from lrd_deploy.engines.backend import Arrays, BackendStatus, BuildSettings, SessionSettings
+from lrd_deploy.engines.execution_provider import (
+    check_device,
+    check_placement,
+    demand_placement_,
+    operators_on_cpu,
+    providers,
+)
+from lrd_deploy.engines.io_binding import BoundCall, outside_graphs
 from lrd_deploy.engines.onnxruntime_profile import OnnxRuntimeProfile, profile_options
 from lrd_deploy.engines.processor import processor
 from lrd_deploy.errors import BackendError
 from lrd_deploy.files import read_bytes, write_whole
-from lrd_deploy.records import EngineArtifact
-
-_PROVIDER = "CPUExecutionProvider"
+from lrd_deploy.records import EngineArtifact, Execution
 
 
 class OnnxRuntime:
@@ -44,25 +50,29 @@ class OnnxRuntime:
         def save_optimised(target: Path) -> None:
             options = _options(SessionSettings())
             options.optimized_model_filepath = str(target)
-            _session(model, options)
+            _session(model, options, Execution())
 
         write_whole(engine, save_optimised)
         seconds = time.perf_counter() - started
         return artifact_of(engine, model, self.describe(), target="cpu", seconds=seconds, built_on=processor())
 
     def load(self, model: Path, settings: SessionSettings) -> OnnxRuntimeSession:
-        """Loads an ONNX file with every graph optimisation on; one that `build` saved only where it fits."""
+        """Loads an ONNX file with every graph optimisation on, on the device that the settings say and no other.
+
+        A file that `build` saved is loaded only where it fits.
+        """
         check_optimised_model(model, self.describe(), processor())
-        return OnnxRuntimeSession(_session(model, _options(settings)))
+        return _loaded(model, settings)
 
     def load_profiled(self, model: Path, settings: SessionSettings, folder: Path) -> OnnxRuntimeProfile:
         """Loads an ONNX file with the profiler on; trace and optimised graph go to `folder`."""
-        session = OnnxRuntimeSession(_session(model, profile_options(_options(settings), folder)))
+        options = profile_options(_options(settings), folder)
+        session = OnnxRuntimeSession(_session(model, options, Execution()))
         return OnnxRuntimeProfile(session, session.session.end_profiling, model, folder)
 
     def load_in_memory(self, model: ModelProto, settings: SessionSettings) -> OnnxRuntimeSession:
         """Loads a model that is in no file."""
-        return OnnxRuntimeSession(_session(model, _options(settings)))
+        return _loaded(model, settings)
 
 
 @dataclass(frozen=True)
@@ -70,21 +80,45 @@ class OnnxRuntimeSession:
     """One `onnxruntime.InferenceSession`."""
 
     session: Any
+    execution: Execution = field(default_factory=Execution)
 
     def run(self, inputs: Arrays) -> dict[str, NDArray[np.generic]]:
         """Returns the outputs by name."""
         names = [output.name for output in self.session.get_outputs()]
         try:
-            return dict(zip(names, self.session.run(names, dict(inputs)), strict=True))
+            return dict(zip(names, self.session.run(names, dict(inputs), outside_graphs(self.execution)), strict=True))
         except Exception as exc:  # ONNX Runtime's errors share no base class
             raise _refused("running the model", exc) from exc
 
     def bind(self, inputs: Arrays) -> Callable[[], object]:
-        """Returns a call on C-contiguous copies of the inputs; outputs are allocated by ONNX Runtime, as in serving."""
+        """Returns a call on C-contiguous copies of the inputs.
+
+        Outputs are allocated by ONNX Runtime, as in serving; with IO binding both stay on the device, in fixed places.
+        """
         feeds = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
+        if self.execution.io_binding:
+            return self._bound(feeds)
         self.run(feeds)  # a wrong shape is told here, not in the timed loop
         run = self.session.run
         return lambda: run(None, feeds)
+
+    def copies(self, inputs: Arrays) -> tuple[Callable[[], object], Callable[[], object]]:
+        """Returns a call that copies the inputs to the device, and one that copies the outputs back."""
+        return self._bound(inputs).copies(inputs)
+
+    def on_cpu(self) -> tuple[str, ...]:
+        """Returns the operators that run on the CPU; known of sessions on a GPU."""
+        return operators_on_cpu(self.session)
+
+    def _bound(self, feeds: Arrays) -> BoundCall:
+        try:
+            return BoundCall.of(self.session, feeds, self.execution)
+        except Exception as exc:  # ONNX Runtime's errors share no base class
+            raise _refused("binding the model's inputs and outputs", exc) from exc
+
+
+def _loaded(model: Path | ModelProto, settings: SessionSettings) -> OnnxRuntimeSession:
+    return OnnxRuntimeSession(_session(model, _options(settings), settings.execution), settings.execution)
 
 
 def _options(settings: SessionSettings) -> Any:
@@ -102,17 +136,22 @@ def _options(settings: SessionSettings) -> Any:
     return options
 
 
-def _session(model: Path | ModelProto, options: Any) -> Any:
+def _session(model: Path | ModelProto, options: Any, execution: Execution) -> Any:
     import onnxruntime
 
+    check_device(execution)
+    demand_placement_(options, execution, onnxruntime.InferenceSession)
     in_file = isinstance(model, Path)
     if in_file:
         read_bytes(model)[:0]  # an unreadable file is told as such
+    doing = f"loading '{model if in_file else model.graph.name}'"
     try:
         source = str(model) if in_file else model.SerializeToString()
-        return onnxruntime.InferenceSession(source, options, providers=[_PROVIDER])
+        session = onnxruntime.InferenceSession(source, options, providers=providers(execution))
     except Exception as exc:  # ONNX Runtime's errors share no base class
-        raise _refused(f"loading '{model if in_file else model.graph.name}'", exc) from exc
+        raise _refused(doing, exc) from exc
+    check_placement(session, execution, doing)
+    return session
 
 
 def _refused(doing: str, exc: Exception) -> BackendError:

@@ -25,7 +25,7 @@ from lrd_deploy.engines.timing_cache import OpenedCache, TimingCacheKey, open_ca
 from lrd_deploy.errors import LrdError, MissingPackage, UsageError, raise_all
 from lrd_deploy.export.model_files import read_graph
 from lrd_deploy.files import move_into_place, write_whole
-from lrd_deploy.records import EngineArtifact, Gpu, InputProfile
+from lrd_deploy.records import EngineArtifact, InputProfile, TargetGpu
 
 # What TensorRT-RTX compiles for where no target is named: consumer cards from Ampere on.
 _DEFAULT_CAPABILITIES = ("8.6",)
@@ -39,7 +39,7 @@ class TensorRT:
     name: str
     package: str
     extra: str
-    find_gpu: Callable[[], Gpu | NoGpu] = find_gpu
+    find_gpu: Callable[[], TargetGpu | NoGpu] = find_gpu
 
     def describe(self) -> BackendStatus:
         """Says what works here, and of package, libraries, driver and GPU each one that is missing."""
@@ -71,7 +71,7 @@ class TensorRT:
             settings=settings,
             inputs=input_profiles(read_graph(model), settings),
             capabilities=settings.compute_capabilities or (_DEFAULT_CAPABILITIES if self._is_rtx else ()),
-            machine=machine if isinstance(machine, Gpu) else None,
+            machine=machine if isinstance(machine, TargetGpu) else None,
             cache=self._opened_cache(settings, trt, machine),
         )
         started, done = time.perf_counter(), []
@@ -132,7 +132,7 @@ class TensorRT:
                 remedy=f"run: pip install --force-reinstall 'lrd-deploy[{self.extra}]'",
             ) from exc
 
-    def _check(self, settings: BuildSettings, trt: Any, machine: Gpu | NoGpu) -> None:
+    def _check(self, settings: BuildSettings, trt: Any, machine: TargetGpu | NoGpu) -> None:
         """Raises what speaks against these settings on this machine, all of it together."""
         doing = f"building with {self.name}"
         problems: list[LrdError] = [
@@ -154,7 +154,7 @@ class TensorRT:
         if problems:
             raise_all(doing, problems)
 
-    def _opened_cache(self, settings: BuildSettings, trt: Any, machine: Gpu | NoGpu) -> OpenedCache | None:
+    def _opened_cache(self, settings: BuildSettings, trt: Any, machine: TargetGpu | NoGpu) -> OpenedCache | None:
         if settings.timing_cache is None or isinstance(machine, NoGpu):
             return None
         key = TimingCacheKey(
@@ -176,7 +176,7 @@ class _Job:
     settings: BuildSettings
     inputs: tuple[InputProfile, ...]
     capabilities: tuple[str, ...]
-    machine: Gpu | None
+    machine: TargetGpu | None
     cache: OpenedCache | None
 
     @property
@@ -234,7 +234,7 @@ class _Job:
         )
 
 
-def _refused_by_rtx(doing: str, settings: BuildSettings, machine: Gpu | NoGpu) -> list[LrdError]:
+def _refused_by_rtx(doing: str, settings: BuildSettings, machine: TargetGpu | NoGpu) -> list[LrdError]:
     """What TensorRT-RTX 1.7 cannot do; each was tried."""
     no_gpu = isinstance(machine, NoGpu)
     reasons = (

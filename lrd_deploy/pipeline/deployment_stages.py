@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from lrd_deploy.bench.environment import environment
 from lrd_deploy.engines.inputs import Batch, repeated, save_arrays, stored_batches
 from lrd_deploy.errors import BackendError
-from lrd_deploy.files import write_text, write_whole
+from lrd_deploy.files import write_whole
 from lrd_deploy.pipeline.training_stages import build_data, build_model, sources
 from lrd_deploy.pipeline.workspace import Workspace
 from lrd_deploy.records import (
@@ -95,13 +95,12 @@ def bench_stage(work: Workspace, exported: ExportedPair, rewritten: RewrittenMod
 
     def make(_key: str) -> tuple[Comparison, list[Path]]:
         from lrd_deploy.bench.compare import compare
+        from lrd_deploy.bench.samples_file import SamplesFile
 
         (inputs,) = stored_batches(work.path(str(exported.inputs)), [settings.batch])
-        comparison, launches = compare(
-            work.path("dense.onnx"), work.path("lowrank.onnx"), inputs, settings, work.observer
-        )
-        lines = "".join(launch.model_dump_json() + "\n" for launch in launches)
-        return comparison, [write_text(work.path("samples.jsonl"), lines)]
+        samples, arms = work.path("samples.jsonl"), (work.path("dense.onnx"), work.path("lowrank.onnx"))
+        comparison, _ = compare(*arms, inputs, settings, work.observer, SamplesFile(samples))
+        return comparison, [samples]
 
     return work.stage("bench", Comparison, depends_on, make)
 

@@ -105,9 +105,11 @@ def planned_metrics(work: Workspace, model: nn.Module, data: Data, plan: RankPla
 
 def measured_inference(recipe: Recipe, store: Path, observer: Observer) -> MeasuredLatency:
     """Returns latencies on the deployment backend, as the recipe's `bench` section says, kept in `store`."""
-    from lrd_deploy.bench.layer_latency import MeasuredLatency
+    from lrd_deploy.bench.layer_latency import MeasuredLatency, onnxruntime_layers
 
-    return MeasuredLatency(batch=recipe.bench.batch, threads=recipe.bench.threads, store=store, observer=observer)
+    bench = recipe.bench
+    layers = onnxruntime_layers(bench.execution)
+    return MeasuredLatency(batch=bench.batch, threads=bench.threads, store=store, observer=observer, layers=layers)
 
 
 def measured_training(recipe: Recipe, data: Data, store: Path, observer: Observer) -> MeasuredLatency:
@@ -229,7 +231,9 @@ def _whole_model(work: Workspace, model: nn.Module, data: Data) -> Iterator[Mode
         nodes: dict[str, list[str]] = {}
         for origin in exported.origins:
             nodes.setdefault(origin.module, []).append(origin.node)
-        yield ModelLatency(path, nodes, {INPUT: repeated(example.numpy(), bench.batch)}, bench.threads)
+        yield ModelLatency(
+            path, nodes, {INPUT: repeated(example.numpy(), bench.batch)}, bench.threads, execution=bench.execution
+        )
 
 
 def with_reasons(plan: RankPlan, evidence: Evidence) -> RankPlan:

@@ -205,6 +205,7 @@ def _conditions(work: Workspace) -> dict[str, Any]:
         "machine": environment().fingerprint,
         "batch": bench.batch,
         "threads": bench.threads,
+        "execution": bench.execution.model_dump(mode="json"),
         "tables": [sha256_of(table) for table in work.recipe.tables],
     }
 

@@ -21,7 +21,8 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
-from lrd_deploy.records import DimensionRange
+from lrd_deploy.errors import UsageError
+from lrd_deploy.records import DimensionRange, Execution
 
 
 class Settings(BaseModel):
@@ -330,3 +331,20 @@ class Bench(Settings):
     launches: int = Field(default=8, ge=4, multiple_of=2)
     rounds: int = Field(default=40, ge=4)
     training_launches: int = Field(default=4, ge=4, multiple_of=2)
+    device: str = "cpu"
+    io_binding: bool | None = None
+    cuda_graph: bool = False
+    tf32: bool | None = None
+
+    @model_validator(mode="after")
+    def _runs_somewhere(self) -> Self:
+        try:
+            _ = self.execution
+        except UsageError as exc:
+            raise ValueError(f"{exc.found}; {exc.accepted}") from exc
+        return self
+
+    @property
+    def execution(self) -> Execution:
+        """Where models run, and how they are called there."""
+        return Execution.on(self.device, io_binding=self.io_binding, cuda_graph=self.cuda_graph, tf32=self.tf32)

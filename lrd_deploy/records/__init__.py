@@ -6,8 +6,9 @@ Paths inside a record are relative to the folder that holds the record.
 
 from lrd_deploy.records.checkpoint import CheckpointReport, FactorisedWeight
 from lrd_deploy.records.compression import BiasCorrection, CompressedModel
-from lrd_deploy.records.engines import DimensionRange, Gpu, InputProfile, Processor, TimingCacheUse
+from lrd_deploy.records.engines import DimensionRange, InputProfile, Processor, TargetGpu, TimingCacheUse
 from lrd_deploy.records.environment import Environment
+from lrd_deploy.records.execution import Execution
 from lrd_deploy.records.gate import (
     Against,
     BaselineHistory,
@@ -28,6 +29,7 @@ from lrd_deploy.records.gate import (
     SlowdownRates,
     Verdict,
 )
+from lrd_deploy.records.gpu import Gpu, GpuReadings
 from lrd_deploy.records.graphs import (
     Applied,
     BuiltEngines,
@@ -142,6 +144,7 @@ __all__ = [
     "EngineSet",
     "Environment",
     "Epoch",
+    "Execution",
     "ExportedModel",
     "ExportedPair",
     "FactorisedWeight",
@@ -152,6 +155,7 @@ __all__ = [
     "GatePolicy",
     "GateResult",
     "Gpu",
+    "GpuReadings",
     "InputProfile",
     "KeepDense",
     "KernelGroup",
@@ -199,6 +203,7 @@ __all__ = [
     "SlowdownRates",
     "SpatialSVD",
     "StoredInput",
+    "TargetGpu",
     "TensorInfo",
     "TimingCacheUse",
     "TrainedModel",

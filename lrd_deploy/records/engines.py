@@ -41,8 +41,8 @@ class InputProfile(Record):
     max: tuple[int, ...]
 
 
-class Gpu(Record):
-    """A GPU, its generation such as "8.6", and the release of its driver."""
+class TargetGpu(Record):
+    """The GPU that an engine was built on: its generation such as "8.6", and the release of its driver."""
 
     name: str
     compute_capability: str

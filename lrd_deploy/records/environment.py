@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lrd_deploy.records.gpu import Gpu
 from lrd_deploy.records.record import Record
 
 
@@ -14,3 +15,4 @@ class Environment(Record):
     python: str
     packages: dict[str, str]
     fingerprint: str
+    gpus: tuple[Gpu, ...] = ()

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from lrd_deploy.records.engines import Gpu, InputProfile, Processor, TimingCacheUse
+from lrd_deploy.records.engines import InputProfile, Processor, TargetGpu, TimingCacheUse
 from lrd_deploy.records.environment import Environment
 from lrd_deploy.records.layers import Choice, LayerSignature
 from lrd_deploy.records.measurement import Ratio
@@ -192,7 +192,7 @@ class EngineArtifact(Record):
     version_compatible: bool = False
     refittable: bool = False
     compute_capabilities: tuple[str, ...] = ()
-    built_on: Gpu | Processor | None = None
+    built_on: TargetGpu | Processor | None = None
     timing_cache: TimingCacheUse | None = None
     warnings: int = 0
     log: Path | None = None

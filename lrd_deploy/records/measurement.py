@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from lrd_deploy.records.environment import Environment
+from lrd_deploy.records.execution import Execution
 from lrd_deploy.records.record import Record
 from lrd_deploy.records.training import FrozenGroup
 
 
 class Latency(Record):
-    """One arm alone, at deployment settings. A percentile is None where the sample is too small to state it."""
+    """One arm alone, at deployment settings. A percentile is None where the sample is too small to state it.
+
+    `h2d_ms` and `d2h_ms` copy all inputs to a GPU, and all outputs from it; None where there is none, or the other
+    figures hold the copies already.
+    """
 
     min_ms: float
     p50_ms: float
@@ -17,6 +22,8 @@ class Latency(Record):
     cold_start_ms: float
     throughput_per_s: float
     samples: int
+    h2d_ms: float | None = None
+    d2h_ms: float | None = None
 
 
 class Ratio(Record):
@@ -43,6 +50,7 @@ class Comparison(Record):
     per_launch_speedup: tuple[float, ...]
     warnings: tuple[str, ...]
     environment: Environment
+    execution: Execution = Execution()
 
 
 class TrainingSpeedup(Record):

@@ -215,22 +215,35 @@ def comparison_table(comparison: Comparison) -> RenderableType:
     return Group(
         table(("", "p50 ms", "p90 ms", "samples/s"), rows),
         f"speedup {speedup(comparison.speedup)}, from {comparison.speedup.launches} launches, "
-        f"batch {comparison.batch}, threads {comparison.threads}",
+        f"batch {comparison.batch}, threads {comparison.threads}, on {comparison.execution}",
         f"A/A control: base against itself {comparison.control.estimate:.3f}",
+        *_copies(comparison),
         *(f"warning: {escape(text)}" for text in comparison.warnings),
     )
+
+
+def _copies(comparison: Comparison) -> list[str]:
+    """Copies that are in no other figure."""
+    return [
+        f"copies, not in the latencies above: {name} {milliseconds(arm.h2d_ms)} ms to the GPU, "
+        f"{milliseconds(arm.d2h_ms)} ms back"
+        for name, arm in (("base", comparison.base), ("candidate", comparison.candidate))
+        if arm.h2d_ms is not None
+    ]
 
 
 def diagnosis_table(diagnosis: Diagnosis) -> RenderableType:
     """The machine, its packages, and what each backend can do."""
     here = diagnosis.environment
     rows = [("machine", f"{here.cpu}, {here.cores} cores", f"{here.system}, Python {here.python}")]
+    rows += [("GPU", gpu.name, f"{gpu.memory_mib} MiB, driver {gpu.driver}, CUDA {gpu.cuda}") for gpu in here.gpus]
     rows += [("package", name, version) for name, version in here.packages.items()]
     for status in diagnosis.backends.values():
         able = [word for word, can in (("builds", status.builds), ("runs", status.runs)) if can]
         rows.append(
             ("backend", f"{status.name} {status.version or ''}", f"{' and '.join(able) or 'unusable'}: {status.detail}")
         )
+    rows.append(("device", "cuda", "; ".join(diagnosis.lacking_for_gpu) or "bench --device cuda works"))
     return table(("", "what", "state"), rows)
 
 

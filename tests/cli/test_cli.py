@@ -188,7 +188,38 @@ def test_bench_prints_the_comparison(call, factors, tmp_path):
     found = json.loads(out)
     assert code == 0
     assert found["speedup"]["launches"] == 4
-    assert len((tmp_path / "s.jsonl").read_text().splitlines()) == 4
+    assert len((tmp_path / "s.jsonl").read_text().splitlines()) == 1 + 4
+    code, out, _ = call("bench", "--judge", tmp_path / "s.jsonl", "--json")
+    assert (code, json.loads(out)) == (0, found)
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        (("--device", "tpu"), "the device 'tpu'; cpu, cuda or cuda:N"),
+        (("--cuda-graph",), "a CUDA graph on the CPU"),
+        (("--tf32",), "TF32 on the CPU"),
+        (("--device", "cuda"), "running on cuda:0: no GPU here"),
+        (("--threads", 1000), "1000 threads; at most"),
+        (("--judge", "s.jsonl"), "--judge without them: nothing is measured"),
+    ],
+)
+def test_bench_refuses_what_cannot_be_measured(call, factors, monkeypatch, options, found):
+    monkeypatch.setattr("lrd_deploy.engines.execution_provider.lacking_for_cuda", lambda _gpu: ["no GPU here"])
+    assert refused(call("bench", factors, factors, *options), found)
+
+
+def test_bench_refuses_models_with_different_inputs(call, factors, tmp_path):
+    other = onnx.load(factors)
+    other.graph.input[0].type.tensor_type.shape.dim[1].dim_value += 1
+    onnx.save(other, tmp_path / "other.onnx")
+    assert refused(call("bench", factors, tmp_path / "other.onnx"), "the same names, types and shapes")
+
+
+def test_bench_judges_or_measures_two_models(call, factors):
+    code, _, err = call("bench", factors)
+    assert code == 2
+    assert "CANDIDATE.onnx" in err
 
 
 @pytest.mark.parametrize("verb", ["compress", "rewrite", "build", "verify", "bench"])

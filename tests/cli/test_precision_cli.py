@@ -124,7 +124,11 @@ def test_a_file_that_is_no_model_is_told(call, data, tmp_path, content):
 
 def test_bench_tells_where_precisions_differ(call, model, tmp_path, monkeypatch):
     assert call("convert", model, "-o", tmp_path / "half.onnx", "--precision", "fp16")[0] == 0
-    monkeypatch.setattr("lrd_deploy.bench.compare.compare", lambda *_: (comparison(2.0), ()))
+
+    def compare(*arguments):
+        return comparison(2.0).model_copy(update={"warnings": tuple(arguments[-1])}), ()
+
+    monkeypatch.setattr("lrd_deploy.bench.compare.compare", compare)
     code, printed, err = call("bench", model, tmp_path / "half.onnx", "--json")
     assert code == 0, err
     assert json.loads(printed)["warnings"] == [

@@ -12,9 +12,9 @@ from lrd_deploy.engines.gpu import NoGpu
 from lrd_deploy.errors import BackendError, InputError, UsageError
 from lrd_deploy.export.node_precision import node_shares
 from lrd_deploy.files import sha256_of
-from lrd_deploy.records import EngineArtifact, Gpu, KeepDense, LayerSignature, Processor
+from lrd_deploy.records import EngineArtifact, KeepDense, LayerSignature, Processor, TargetGpu
 
-L4 = Gpu(name="NVIDIA L4", compute_capability="8.9", driver="580.95.05")
+L4 = TargetGpu(name="NVIDIA L4", compute_capability="8.9", driver="580.95.05")
 HERE = BackendStatus(name="tensorrt", builds=True, runs=True, version="11.4.0.106", detail="")
 SIGNATURE = LayerSignature(kind="linear", in_channels=8, out_channels=8)
 

@@ -20,9 +20,9 @@ from lrd_deploy.engines.gpu import NoGpu
 from lrd_deploy.engines.tensorrt import TensorRT
 from lrd_deploy.errors import BackendError, InputError, MissingPackage, Problems, UsageError
 from lrd_deploy.files import sha256_of
-from lrd_deploy.records import DimensionRange, EngineArtifact, EngineSet, Gpu, LayerSignature, Tucker2
+from lrd_deploy.records import DimensionRange, EngineArtifact, EngineSet, LayerSignature, TargetGpu, Tucker2
 
-L4 = Gpu(name="NVIDIA L4", compute_capability="8.9", driver="580.95.05")
+L4 = TargetGpu(name="NVIDIA L4", compute_capability="8.9", driver="580.95.05")
 SIGNATURE = LayerSignature(
     kind="conv2d", in_channels=16, out_channels=16, kernel=(3, 3), padding=(1, 1), spatial=(6, 6)
 )

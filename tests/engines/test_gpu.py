@@ -3,7 +3,7 @@ import ctypes
 import pytest
 
 from lrd_deploy.engines.gpu import NoGpu, find_gpu
-from lrd_deploy.records import Gpu
+from lrd_deploy.records import TargetGpu
 
 
 class Cuda:
@@ -61,7 +61,9 @@ def machine(cuda, nvml=None):
 
 
 def test_the_gpu_is_described():
-    assert machine(Cuda(), Nvml("580.95.05")) == Gpu(name="NVIDIA L4", compute_capability="8.9", driver="580.95.05")
+    assert machine(Cuda(), Nvml("580.95.05")) == TargetGpu(
+        name="NVIDIA L4", compute_capability="8.9", driver="580.95.05"
+    )
 
 
 @pytest.mark.parametrize("nvml", [None, Nvml("580.1", status=9)])
@@ -86,4 +88,4 @@ def test_each_lack_has_its_own_reason(found, reason):
 
 
 def test_here_it_answers_whatever_there_is():
-    assert isinstance(find_gpu(ctypes.CDLL), (Gpu, NoGpu))
+    assert isinstance(find_gpu(ctypes.CDLL), (TargetGpu, NoGpu))
