@@ -243,7 +243,7 @@ def test_bad_options_are_refused_with_what_is_accepted(call, factors, tmp_path):
         call("rewrite", factors, "-o", out, "--batch", 8), "--mode auto with --quantum, --max-error, --table"
     )
     assert refused(call("build", factors, "-o", out, "--backend", "tvm"), "one of: onnxruntime, tensorrt, tensorrt-rtx")
-    assert refused(call("build", factors, "-o", out, "--min-batch", 9), "min ≤ opt ≤ max")
+    assert refused(call("build", factors, "-o", out, "--min-batch", 9, "--opt-batch", 8), "min ≤ opt ≤ max")
     assert refused(call("report", tmp_path), "no run.json in it")
     assert refused(call("run", tmp_path), "a folder without recipe.json")
     np.savez(tmp_path / "x.npz", wrong=np.zeros(3))
