@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -31,21 +32,31 @@ def run(module, timeout_seconds=60.0):
 
 def is_running(pid):
     """A zombie that nobody reaped yet has ended, too."""
-    status = Path(f"/proc/{pid}/stat")
-    return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def ends(pid):
+    """A killed process ends when the system gets to it; what nobody killed would stay for good."""
+    deadline = time.monotonic() + 20
+    while is_running(pid) and time.monotonic() < deadline:
+        os.sched_yield()
+    return not is_running(pid)
 
 
 def test_a_worker_returns_what_it_wrote(worker):
     assert run(worker("Path(sys.argv[2]).write_text(Path(sys.argv[1]).read_text())")) == PLAN
 
 
-@pytest.mark.parametrize("ends", ["signal.pause()", "sys.exit('no')", "os.kill(os.getpid(), signal.SIGKILL)"])
-def test_whichever_way_a_worker_ends_its_children_end_with_it(worker, tmp_path, ends):
+@pytest.mark.parametrize("last_act", ["signal.pause()", "sys.exit('no')", "os.kill(os.getpid(), signal.SIGKILL)"])
+def test_whichever_way_a_worker_ends_its_children_end_with_it(worker, tmp_path, last_act):
     child = "child = subprocess.Popen([sys.executable, '-c', 'import signal; signal.pause()'])"
-    module = worker(f"{child}\nPath({str(tmp_path)!r}, 'pid').write_text(str(child.pid))\n{ends}")
+    module = worker(f"{child}\nPath({str(tmp_path)!r}, 'pid').write_text(str(child.pid))\n{last_act}")
     with pytest.raises(BackendError, match=r"no result within 3 s|: no;|killed by SIGKILL"):
         run(module, timeout_seconds=3.0)
-    assert not is_running(int((tmp_path / "pid").read_text()))
+    assert ends(int((tmp_path / "pid").read_text()))
 
 
 def test_an_interrupted_measurement_leaves_no_worker(worker, monkeypatch):
@@ -60,7 +71,7 @@ def test_an_interrupted_measurement_leaves_no_worker(worker, monkeypatch):
     monkeypatch.setattr(subprocess.Popen, "wait", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(worker("signal.pause()"))
-    assert not is_running(waits[0].pid)
+    assert ends(waits[0].pid)
 
 
 def test_a_worker_that_hangs_ends_itself_and_says_where(worker):
