@@ -10,6 +10,7 @@ from lrd_deploy.bench.launch import LaunchSamples
 from lrd_deploy.bench.layer_graph import layer_graph, layer_input
 from lrd_deploy.bench.samples_file import MeasuredUnder, SamplesFile, read_samples
 from lrd_deploy.errors import BackendError, InputError, UsageError
+from lrd_deploy.observer import SilentObserver
 from lrd_deploy.recipe.settings import Bench
 from lrd_deploy.records import Comparison, Execution, Gpu, GpuReadings, KeepDense, LayerSignature
 
@@ -60,7 +61,7 @@ def test_fresh_processes_measure_two_real_models(tmp_path):
     inputs = linear(600, tmp_path / "a.onnx")
     heard = []
 
-    class Listener:
+    class Listener(SilentObserver):
         def progress(self, _what, done, total):
             heard.append((done, total))
 

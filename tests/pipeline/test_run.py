@@ -148,7 +148,7 @@ def test_an_engine_that_a_backend_refuses_is_recorded_and_the_run_goes_on(tiny_r
     def refuse(*_):
         raise BackendError("building", found="an operator", accepted="others", remedy="another model")
 
-    monkeypatch.setattr("lrd_deploy.engines.tensorrt.TensorRTBuilder.build", refuse)
+    monkeypatch.setattr("lrd_deploy.engines.tensorrt.TensorRT.build", refuse)
     recipe, out = load_recipe(str(tiny_recipe())), tmp_path / "run"
     exported, rewritten = run_of(recipe, out)
     (out / "lowrank.onnx").write_bytes(b"no model")
