@@ -81,13 +81,15 @@ def main() -> None:
     """Measures what is missing, then prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", choices=SUBJECTS, default=list(SUBJECTS))
-    parser.add_argument("--launches", type=int, default=4)
+    parser.add_argument("--launches", type=int, default=4, help="two or more: the interval is over them")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--launch", type=Path, help=argparse.SUPPRESS)  # a fresh process: where the samples go
     arguments = parser.parse_args()
     if arguments.launch:
         arguments.launch.write_text(json.dumps(launch(arguments.models[0], arguments.out)))
         return
+    if arguments.launches < 2:
+        parser.error("an interval needs two launches or more")
     arguments.out.mkdir(parents=True, exist_ok=True)
     store = arguments.out / "steps.jsonl"
     lines = [json.loads(line) for line in store.read_text().splitlines()] if store.exists() else []
