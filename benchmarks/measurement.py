@@ -198,7 +198,7 @@ def aa_table(rows: list[Row]) -> str:
 def known_table(rows: list[Row]) -> str:
     """What was measured of a change that is known, in percentage points."""
     lines = [
-        "| more work | comparisons | bare loop | measured, median (lowest to highest) | furthest from the work, points |",
+        "| more work | comparisons | bare loop | measured, median (lowest to highest) | furthest off, points |",
         "|---|---|---|---|---|",
     ]
     for change in sorted({row["work"] for row in rows}):
