@@ -39,7 +39,7 @@ from lrd_deploy.train.step import TrainingStep
 
 RANKS = UniformRank(alpha=2, round_to=16)
 PHASES = ("none", "A", "B")
-_ROUNDS, _WARM_UP, _STEPS = 6, 3, 4
+_ROUNDS, _WARM_UP, _STEPS = 4, 2, 3
 
 
 def main() -> None:
