@@ -154,6 +154,6 @@ def test_other_libraries_models_come_by_their_own_factory(tmp_path, monkeypatch,
     )
     arguments = {"name": "small", "pretrained": False, "num_classes": 7}
     model = load_model(PythonModel(python=f"{package}:create_model", arguments=arguments)).module
-    monkeypatch.delitem(sys.modules, package)
+    del sys.modules[package]
     record = export_onnx(model, IMAGES, tmp_path / "m.onnx", opset=20)
     assert record.outputs[0].shape == ("batch", 7)
