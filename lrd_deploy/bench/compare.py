@@ -143,7 +143,9 @@ def fresh_launches(
     observer: Observer,
     execution: Execution = _ON_CPU,
 ) -> Generator[LaunchSamples]:
-    """Yields launches without end, each measured when it is asked for; counterbalanced after every four.
+    """Yields launches without end, each measured when it is asked for.
+
+    Base and candidate are counterbalanced after every two, the control and the directions after every twelve.
 
     Launches of several measurements on one machine take turns.
 
@@ -254,7 +256,7 @@ def _warnings(launches: Sequence[LaunchSamples], control: Ratio) -> tuple[str, .
         warnings.append(f"latency had not settled after 3 s of warm-up in {unsettled} of {len(launches)} launches")
     if len(launches) % 2:
         warnings.append(
-            f"{len(launches)} launches are an odd number: one arm was loaded first once more than the other"
+            f"{len(launches)} launches are an odd number: the arms were not loaded in the same places equally often"
         )
     return (*warnings, *_gpu_warnings(launches))
 

@@ -114,8 +114,15 @@ def test_solo_runs_long_enough_and_often_enough():
     assert len(solo(bound["slow"], backend.clock, 0.4)) == 20
 
 
-@pytest.mark.parametrize("launches", [4, 6, 8, 12])
-def test_every_arm_loads_first_as_often_as_last(launches):
+@pytest.mark.parametrize("launches", [2, 4, 6, 8, 12])
+def test_base_and_candidate_are_loaded_in_the_same_places_equally_often(launches):
     orders = [balanced_order(("base", "candidate", "control"), number) for number in range(launches)]
-    first = Counter(order.index("base") < order.index("candidate") for order, _ in orders)
-    assert first[True] == first[False] == launches / 2
+    base, candidate = (Counter(order.index(arm) for order, _ in orders) for arm in ("base", "candidate"))
+    assert base == candidate
+
+
+@pytest.mark.parametrize("arms", [("base",), ("base", "candidate"), ("base", "candidate", "control")])
+def test_every_arm_is_loaded_in_every_place_in_both_directions(arms):
+    orders = [balanced_order(arms, number) for number in range(4 * len(arms))]
+    places = Counter((order.index(arm), reverse, arm) for order, reverse in orders for arm in arms)
+    assert len(places) == 2 * len(arms) ** 2
