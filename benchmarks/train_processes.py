@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -79,16 +80,17 @@ def pair(model: str, folder: Path, *, two_first: bool) -> dict[str, Any]:
             target = Path(scratch, "times.json")
             launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
             own = [__file__, "--models", model, "--out", str(folder), "--train", str(target)]
-            subprocess.run([sys.executable, *launcher, *own], check=True)
+            one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # or accelerate gives all cores to a process alone
+            subprocess.run([sys.executable, *launcher, *own], check=True, env=one_thread)
             found[str(count)] = json.loads(target.read_text())
     return found
 
 
 def train(name: str) -> dict[str, Any]:
     """Times steps of this process' part of the batch: milliseconds and bytes reduced per step, by phase."""
+    accelerator, subject = make_accelerator(seed=0), SUBJECTS[name]
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    accelerator, subject = make_accelerator(seed=0), SUBJECTS[name]
     own = subject.batch // accelerator.num_processes
     images, labels = torch.randn(own, *subject.image), torch.randint(10, (own,))
     model = subject.build()
