@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lrd_deploy.decompose.surgery import factorised_layers
 from lrd_deploy.errors import InputError
+from lrd_deploy.export.global_pooling import name_global_pools_
 from lrd_deploy.export.names import assign_names_
 from lrd_deploy.export.onnx_file import default_opset, read_model, tensor_info, write_model
 from lrd_deploy.files import sha256_of
@@ -63,6 +64,7 @@ def export_onnx(
         written = _exported(wrapped, inputs, _apart(tuple(names), inputs), axes, opset)
     finally:
         model.train(was_training)
+    name_global_pools_(written)
     origins = assign_names_(written, prefix="module.", factorised=factorised_layers(model).keys())
     _check_delivered(written, axes, opset, path)
     write_model(written, path)
