@@ -56,14 +56,14 @@ class Uniform:
 
 Row = LatencyRank | Uniform
 _COMPRESSED: Mapping[str, Row] = {
-    **{f"latency, {speedup:g}×": LatencyRank(target_speedup=speedup) for speedup in (1.25, 1.5, 2, 2.5)},
-    **{f"latency, error {error:g}": LatencyRank(max_error=error) for error in (0.02, 0.05, 0.1, 0.2)},
+    **{f"latency, {speedup:g}×": LatencyRank(target_speedup=speedup) for speedup in (1.25, 1.5, 2)},
+    **{f"latency, error {error:g}": LatencyRank(max_error=error) for error in (0.05, 0.2)},
 }
 _UNIFORM: Mapping[str, Row] = {
-    **{f"alpha {alpha:g}": Uniform(UniformRank(alpha=alpha)) for alpha in (1.1, 1.25, 1.5, 2, 3)},
+    **{f"alpha {alpha:g}": Uniform(UniformRank(alpha=alpha)) for alpha in (1.1, 1.25, 1.5, 2)},
     **{
         f"weighted, alpha {alpha:g}, floored to 16": Uniform(UniformRank(alpha=alpha, round_to=16), weighted=True)
-        for alpha in (1.25, 1.5, 2)
+        for alpha in (1.25, 2)
     },
 }
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import graph_fronts
@@ -38,8 +39,15 @@ def main() -> None:
     module.record(options)
     print(f"\n{module.tables(options.out)}\n")
     here = environment()
-    versions = ", ".join(f"{name} {here.packages[name]}" for name in _PACKAGES if here.packages.get(name))
+    versions = ", ".join(f"{name} {version(name)}" for name in _PACKAGES if _installed(name))
     print(f"{here.cpu}, {here.cores} cores; {versions}; {time.strftime('%Y-%m-%d')}")
+
+
+def _installed(package: str) -> bool:
+    try:
+        return bool(version(package))
+    except PackageNotFoundError:
+        return False
 
 
 if __name__ == "__main__":
