@@ -95,7 +95,7 @@ def _cells(name: str, steps: dict[str, Row], notes: list[str]) -> list[str]:
                 notes.append(told)
             return f"fails [{notes.index(told) + 1}]"
         value = "yes" if key is None else found[key]
-        told = "not run" if value is None else form.format(value)
+        told = "not run" if value is None else "0" if value == 0 else form.format(value)
         return told if found.get("passed", True) else f"**{told}**"
 
     skipped = Counter(_kind(reason) for reason in steps.get("rewrite", {}).get("skipped", ()))

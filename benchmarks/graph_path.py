@@ -170,7 +170,7 @@ def attempted(take: Callable[[], Found]) -> Found:
     except LrdError as refusal:
         return {"failure": f"{refusal}"}
     except Exception as fault:
-        return {"failure": f"{type(fault).__name__}, which no one told: {fault}"}
+        return {"failure": f"{type(fault).__name__}, no error of this package: {fault}"}
 
 
 def largest_difference(before: Callable[..., Any], after: Callable[..., Any], batches: list[Arrays]) -> float:

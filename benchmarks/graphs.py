@@ -1,6 +1,6 @@
 """What ONNX files of real models go through: exporter, rewriter and precision; rewriting time; compression fronts.
 
-    python benchmarks/graphs.py models    19 architectures: export, rewrite, four precisions, TensorRT-RTX's compiler
+    python benchmarks/graphs.py models    17 architectures: export, rewrite, four precisions, TensorRT-RTX's compiler
     python benchmarks/graphs.py time      rewriting time against the size of the graph
     python benchmarks/graphs.py fronts    `compress` on trained models against uniform ranks, ONNX in and out
 
