@@ -14,6 +14,7 @@ _FAMILIES = {  # by kind and the name's first word, in the order of the legend
     "dense": ("dense", "#7a7f87", "s"),
     "INT8": ("dense, INT8", "#9a6fd0", "D"),
     "uniform": ("uniform", "#2b8bd9", "o"),
+    "weighted": ("uniform, weighted by the inputs", "#3aa6a0", "h"),
     "latency": ("measured latency", "#d9542b", "^"),
     "policy": ("other policies", "#e8a33d", "v"),
     "AIMET": ("AIMET weight SVD", "#2f9e62", "P"),
@@ -137,6 +138,7 @@ def summary(found: Front) -> str:
         "measured latency": found.family("latency"),
         "other policies": found.family("policy"),
         "uniform": found.family("uniform"),
+        "uniform, weighted": found.family("weighted"),
         "peers": found.family("AIMET", "Torch-Pruning"),
         "dense INT8": found.family("INT8"),
     }

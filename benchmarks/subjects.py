@@ -93,12 +93,15 @@ def train_dense_(model: nn.Module, name: str, seed: int, epochs: int | None = No
     return _train_(model, _shortened(SUBJECTS[name].dense, epochs), data(name, seed), seed)
 
 
-def dense_weights(name: str, seed: int, folder: Path) -> Path:
-    """Returns a trained dense model's weights, which are trained first where FOLDER does not hold them yet."""
-    weights = folder / name / f"seed-{seed}" / "dense.safetensors"
+def dense_weights(name: str, seed: int, folder: Path, epochs: int | None = None) -> Path:
+    """Returns a trained dense model's weights, which are trained first where FOLDER does not hold them yet.
+
+    Those of another number of `epochs` than the model's own are kept apart.
+    """
+    weights = folder / (f"{name}-{epochs}-epochs" if epochs else name) / f"seed-{seed}" / "dense.safetensors"
     if not weights.exists():
         weights.parent.mkdir(parents=True, exist_ok=True)
-        save_weights(train_dense_(build(name, seed=seed), name, seed), weights)
+        save_weights(train_dense_(build(name, seed=seed), name, seed, epochs), weights)
     return weights
 
 

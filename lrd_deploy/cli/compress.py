@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lrd_deploy.cli.recipe_argument import JsonOption, TableOption
+from lrd_deploy.cli.recipe_argument import JsonOption, SizeOption, TableOption
 
 if TYPE_CHECKING:
     from lrd_deploy.recipe import LatencyRank
@@ -29,6 +29,7 @@ def compress(
     ] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="The deployed batch. [8, or what the model fixes]")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="The deployed threads. [1]")] = None,
+    dim: SizeOption = None,
     table: TableOption = None,
     folder: Annotated[
         Path | None, typer.Option(help="Keeps the latencies that were measured, for the next call. [runs/MODEL]")
@@ -38,16 +39,22 @@ def compress(
 ) -> None:
     """Make a trained ONNX file faster without training it: factors by measured latency, biases corrected."""
     from lrd_deploy.cli.console import ConsoleObserver, show
+    from lrd_deploy.engines.profile import parse_dimensions
     from lrd_deploy.export.onnx_file import read_model
     from lrd_deploy.pipeline.compressing import compress as compress_file
     from lrd_deploy.pipeline.compressing import measuring_here
     from lrd_deploy.pipeline.onnx_bench import deployed_bench
-    from lrd_deploy.pipeline.onnx_samples import random_samples, stored_samples
+    from lrd_deploy.pipeline.onnx_samples import random_samples, refuse_sizes_beside_data, stored_samples
     from lrd_deploy.report.compression import compression_table
 
     goal = _goal(model, {"target_speedup": target_speedup, "max_error": max_error, "quantum": quantum})
     bench = deployed_bench(read_model(model), batch, threads, launches=4 if quick else 8)
-    samples = stored_samples(calibration_data, bench.batch) if calibration_data else random_samples(model, bench.batch)
+    sizes = parse_dimensions(dim or ())
+    refuse_sizes_beside_data(sizes, calibration_data)
+    if calibration_data:
+        samples = stored_samples(calibration_data, bench.batch)
+    else:
+        samples = random_samples(model, bench.batch, sizes)
     kept = folder or Path("runs", model.stem)
     with ConsoleObserver() as observer:
         inputs, store = samples.held_out[0], kept / "latency.jsonl"

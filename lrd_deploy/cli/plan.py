@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lrd_deploy.cli.recipe_argument import JsonOption, OutOption, TableOption, run_until
+from lrd_deploy.cli.recipe_argument import JsonOption, OutOption, SizeOption, TableOption, run_until
 
 if TYPE_CHECKING:
     from lrd_deploy.records import RankPlan
@@ -23,6 +23,7 @@ def plan(
     max_error: Annotated[float | None, typer.Option(help="With an ONNX file: predicted relative error.")] = None,
     batch: Annotated[int | None, typer.Option(help="With an ONNX file: the deployed batch. [8]")] = None,
     threads: Annotated[int | None, typer.Option(help="With an ONNX file: the deployed threads. [1]")] = None,
+    dim: SizeOption = None,
     calibration_data: Annotated[
         Path | None, typer.Option(help="With an ONNX file: an .npz file of real inputs by name, to weigh errors by.")
     ] = None,
@@ -39,20 +40,26 @@ def plan(
     given = {name: value for name, value in options.items() if value is not None}
     if what.endswith(".onnx"):
         folder = out or Path("runs", Path(what).stem)
-        planned = _plan_of_onnx(Path(what), folder, table, given, calibration_data)
+        planned = _plan_of_onnx(Path(what), folder, table, given, calibration_data, dim or [])
     else:
-        _refuse_options(given, calibration_data)
+        _refuse_options({**given, **({"dim": dim} if dim else {})}, calibration_data)
         result = run_until("plan", what, out, table)
         folder, planned = result.folder, result.plan
     show(planned, plan_table(planned, figures_of(folder)), as_json=as_json)
 
 
 def _plan_of_onnx(
-    model: Path, folder: Path, table: list[Path] | None, options: dict[str, float], calibration_data: Path | None
+    model: Path,
+    folder: Path,
+    table: list[Path] | None,
+    options: dict[str, float],
+    calibration_data: Path | None,
+    dim: list[str],
 ) -> RankPlan:
     from pydantic import ValidationError
 
     from lrd_deploy.cli.console import ConsoleObserver
+    from lrd_deploy.engines.profile import parse_dimensions
     from lrd_deploy.errors import UsageError
     from lrd_deploy.pipeline.onnx_planning import plan_onnx
     from lrd_deploy.recipe import LatencyRank
@@ -71,12 +78,19 @@ def _plan_of_onnx(
         ) from exc
     with ConsoleObserver() as observer:
         planned = plan_onnx(
-            model, policy, bench, folder, observer, calibration_data=calibration_data, tables=table or ()
+            model,
+            policy,
+            bench,
+            folder,
+            observer,
+            calibration_data=calibration_data,
+            dimensions=parse_dimensions(dim),
+            tables=table or (),
         )
     return planned.plan
 
 
-def _refuse_options(given: dict[str, float], calibration_data: Path | None) -> None:
+def _refuse_options(given: dict[str, object], calibration_data: Path | None) -> None:
     from lrd_deploy.errors import UsageError
 
     names = [*given, *(["calibration_data"] if calibration_data else [])]

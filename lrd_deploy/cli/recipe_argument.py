@@ -19,7 +19,14 @@ OutOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the record as one JSON object, and nothing else.")]
 
-
+SizeOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--dim",
+        help="With an ONNX file: the deployed size of an open dimension but the batch, such as sequence=128; may be "
+        "repeated. [as in the calibration data]",
+    ),
+]
 TableOption = Annotated[
     list[Path] | None,
     typer.Option("--table", help="Plan from a stored latency table, or a folder of them; may be given several times."),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lrd_deploy.decompose.batchnorm import reestimate_batchnorm_
 from lrd_deploy.errors import InputError
-from lrd_deploy.models.example import Example, call, named_outputs
+from lrd_deploy.models.example import Example, call, mapped, named_outputs
 from lrd_deploy.models.layer import Layer
 from lrd_deploy.models.plain_layer import plain_layer
 from lrd_deploy.ranks.evidence import Evidence, metrics_of
@@ -161,11 +161,7 @@ def _set_weight_(model: nn.Module, name: str, weight: Array) -> None:
 
 def _with_gradient(example: Example) -> Example:
     """A copy whose floats ask for their gradient, so that a model of frozen weights has one to pass back."""
-    if isinstance(example, Tensor):
-        return example.clone().requires_grad_(example.is_floating_point())
-    if isinstance(example, Mapping):
-        return {name: _with_gradient(tensor) for name, tensor in example.items()}
-    return [_with_gradient(tensor) for tensor in example]
+    return mapped(example, lambda tensor: tensor.clone().requires_grad_(tensor.is_floating_point()))
 
 
 def _values(model: nn.Module, example: Example) -> Tensor:

@@ -51,8 +51,12 @@ def random_inputs(
     return [{tensor.name: _random(tensor, size, random, rows) for tensor in inputs} for size in sizes]
 
 
-def random_batches_of(model: Path, batch: int, count: int) -> list[Batch]:
+def random_batches_of(
+    model: Path, batch: int, count: int, shapes: Mapping[str, Sequence[int]] | None = None
+) -> list[Batch]:
     """Returns so many different random batches of one size, which is the model's own where it fixes one.
+
+    Inputs have these `shapes`, where they are given by name.
 
     Raises:
         InputError: the model is invalid, or takes no numbers.
@@ -61,7 +65,10 @@ def random_batches_of(model: Path, batch: int, count: int) -> list[Batch]:
     inputs, random, rows = graph_inputs(graph), np.random.default_rng(0), table_rows(graph)
     _check_numbers(inputs, model)
     (size,) = allowed_batches(inputs, (batch,))
-    return [{tensor.name: _random(tensor, size, random, rows) for tensor in inputs} for _ in range(count)]
+    shaped = [
+        tensor.model_copy(update={"shape": tuple((shapes or {}).get(tensor.name, tensor.shape))}) for tensor in inputs
+    ]
+    return [{tensor.name: _random(tensor, size, random, rows) for tensor in shaped} for _ in range(count)]
 
 
 def stored_batches(path: Path, batches: Sequence[int]) -> list[Batch]:

@@ -13,7 +13,7 @@ from lrd_deploy.errors import InputError, LrdError, UsageError, raise_all
 from lrd_deploy.export.onnx_file import graph_inputs
 from lrd_deploy.records import DimensionRange, InputProfile, TensorInfo
 
-_DOING = "choosing the shapes of the engine"
+_DOING = "choosing the shapes of the inputs"
 _RANGE = "NAME=SIZE or NAME=MIN:OPT:MAX, such as sequence=16:128:512, sizes of 1 and more that rise"
 
 
@@ -38,6 +38,33 @@ def input_profiles(model: ModelProto, settings: BuildSettings) -> tuple[InputPro
     if problems:
         raise_all(_DOING, problems)
     return tuple(_profile(tensor, given) for tensor in inputs)
+
+
+def shapes_at(
+    model: ModelProto, batch: int, dimensions: Mapping[str, DimensionRange] | None = None
+) -> dict[str, tuple[int, ...]]:
+    """Returns the shape that each input has in a deployment of this batch, by name.
+
+    Args:
+        model: a size that it fixes holds, its batch too.
+        batch: of a dynamic first dimension.
+        dimensions: the size of every other dynamic dimension, named as for an engine.
+
+    Raises:
+        UsageError: a range where one size is wanted.
+        InputError, Problems: see `input_profiles`.
+    """
+    dimensions = dimensions or {}
+    ranged = next((name for name, sizes in dimensions.items() if sizes.min != sizes.max), None)
+    if ranged is not None:
+        raise UsageError(
+            _DOING,
+            found=f"a range of sizes for '{ranged}'",
+            accepted=f"one size, such as {ranged}={dimensions[ranged].opt}: a layer is timed at one",
+            remedy="correct --dim",
+        )
+    settings = BuildSettings(min_batch=batch, opt_batch=batch, max_batch=batch, dimensions=dict(dimensions))
+    return {profile.name: profile.opt for profile in input_profiles(model, settings)}
 
 
 def parse_dimension(text: str) -> tuple[str, DimensionRange]:
@@ -184,7 +211,7 @@ def _not_given(tensor: TensorInfo, axis: int) -> UsageError:
         _DOING,
         found=f"the dimension '{everywhere}' of the input '{tensor.name}' (axis {axis}) may have any size",
         accepted="a size or a range for every dynamic dimension but the first",
-        remedy=f"say --dim '{everywhere}=MIN:OPT:MAX', or for this input alone --dim '{one}=MIN:OPT:MAX'",
+        remedy=f"say --dim '{everywhere}=SIZE', of an engine also MIN:OPT:MAX; for this input alone --dim '{one}=SIZE'",
     )
 
 

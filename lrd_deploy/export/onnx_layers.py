@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto,
 
 from lrd_deploy.errors import InputError
 from lrd_deploy.export.onnx_file import tensor_info
+from lrd_deploy.export.sized_graph import with_sizes
 from lrd_deploy.models.layer import Layer, nothing_to_factorise, skip_refusal
 from lrd_deploy.records import LayerSignature
 
@@ -28,7 +29,9 @@ _GEMM_EXTRAS = (
 )
 
 
-def survey_onnx(model: ModelProto, *, skip: tuple[str, ...] = ()) -> tuple[Layer, ...]:
+def survey_onnx(
+    model: ModelProto, *, skip: tuple[str, ...] = (), shapes: Mapping[str, Sequence[int]] | None = None
+) -> tuple[Layer, ...]:
     """Returns every Conv, Gemm and MatMul that has a weight, in the order of the graph's nodes.
 
     A MatMul of two activations has no weight and is left out. One weight may serve several nodes. Layers are named
@@ -37,6 +40,7 @@ def survey_onnx(model: ModelProto, *, skip: tuple[str, ...] = ()) -> tuple[Layer
     Args:
         model: with its weights loaded; `Layer.weight` reads them from here, as float64.
         skip: glob patterns of node names that stay dense.
+        shapes: of the inputs in the deployment, by name; a layer has a size of its own only where they settle it.
 
     Raises:
         InputError: no layer can be factorised, or the graph's shapes contradict each other.
@@ -45,7 +49,7 @@ def survey_onnx(model: ModelProto, *, skip: tuple[str, ...] = ()) -> tuple[Layer
         Nodes inside If and Loop bodies and in model-local functions are not looked at. Rows that a Gemm multiplies are
         taken for samples, even where a Reshape before it counts tokens among them.
     """
-    values = _Values.of(model)
+    values = _Values.of(model, shapes or {})
     names = Counter(node.name for node in model.graph.node)
     layers = [_layer(found, names, skip) for found in _weighted_nodes(model.graph, values)]
     if all(layer.refusal for layer in layers):
@@ -64,14 +68,16 @@ class _Values:
     shapes: dict[str, Shape]
 
     @classmethod
-    def of(cls, model: ModelProto) -> _Values:
-        """Reads constants from the model and infers shapes."""
+    def of(cls, model: ModelProto, shapes: Mapping[str, Sequence[int]]) -> _Values:
+        """Reads constants from the model and infers shapes from those of the inputs."""
         inputs = {value.name for value in model.graph.input}
         initializers = {tensor.name: tensor for tensor in model.graph.initializer}
         constants = {name: tensor for name, tensor in initializers.items() if name not in inputs}
         constants |= _constant_nodes(model.graph)
         constants |= _handed_on(model.graph, constants)
-        return cls(constants, _fixed(model.graph, constants), inputs & initializers.keys(), inferred_shapes(model))
+        return cls(
+            constants, _fixed(model.graph, constants), inputs & initializers.keys(), inferred_shapes(model, shapes)
+        )
 
 
 def _constant_nodes(graph: GraphProto) -> dict[str, TensorProto]:
@@ -110,14 +116,17 @@ def _fixed(graph: GraphProto, constants: Iterable[str]) -> set[str]:
     return fixed
 
 
-def inferred_shapes(model: ModelProto) -> dict[str, Shape]:
+def inferred_shapes(model: ModelProto, shapes: Mapping[str, Sequence[int]] | None = None) -> dict[str, Shape]:
     """Returns shapes by value name, where the number of dimensions is known; a dimension that is not is a name.
+
+    `shapes` of inputs, by name, settle their open dimensions but the batch.
 
     Raises:
         InputError: the graph's shapes contradict each other.
     """
     try:
-        graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+        sized = with_sizes(model, shapes) if shapes else model
+        graph = onnx.shape_inference.infer_shapes(sized, data_prop=True).graph
     except (onnx.shape_inference.InferenceError, EncodeError, ValueError) as exc:
         raise InputError(
             f"inferring the shapes of the graph '{model.graph.name}'",

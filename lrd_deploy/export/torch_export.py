@@ -17,10 +17,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lrd_deploy.decompose.surgery import factorised_layers
 from lrd_deploy.errors import InputError
+from lrd_deploy.export.global_pooling import name_global_pools_
 from lrd_deploy.export.names import assign_names_
 from lrd_deploy.export.onnx_file import default_opset, read_model, tensor_info, write_model
 from lrd_deploy.files import sha256_of
-from lrd_deploy.models.example import INPUT, OUTPUT, Example, call, named_inputs, named_outputs
+from lrd_deploy.models.example import INPUT, OUTPUT, Example, call, in_form_of, named_inputs, named_outputs
 from lrd_deploy.models.fit import run_once
 from lrd_deploy.records import ExportedModel
 
@@ -58,11 +59,12 @@ def export_onnx(
     inputs = _two_samples(inputs, axes)
     was_training = model.training
     try:
-        wrapped = _TensorsOnly(model, example, tuple(inputs)).eval()
-        names = named_outputs(run_once(model, wrapped.arguments(tuple(inputs.values()))), example)
+        wrapped = _TensorsOnly(model, example).eval()
+        names = named_outputs(run_once(model, in_form_of(example, tuple(inputs.values()))), example)
         written = _exported(wrapped, inputs, _apart(tuple(names), inputs), axes, opset)
     finally:
         model.train(was_training)
+    name_global_pools_(written)
     origins = assign_names_(written, prefix="module.", factorised=factorised_layers(model).keys())
     _check_delivered(written, axes, opset, path)
     write_model(written, path)
@@ -99,18 +101,12 @@ def default_axes(inputs: Mapping[str, Tensor]) -> dict[str, dict[int, str]]:
 class _TensorsOnly(nn.Module):
     """The model as a function from tensors by position to a tuple of tensors."""
 
-    def __init__(self, module: nn.Module, example: Example, names: tuple[str, ...]) -> None:
+    def __init__(self, module: nn.Module, example: Example) -> None:
         super().__init__()
-        self.module, self.example, self.names = module, example, names
-
-    def arguments(self, tensors: tuple[Tensor, ...]) -> Example:
-        """These tensors in the form of the example."""
-        if isinstance(self.example, Tensor):
-            return tensors[0]
-        return dict(zip(self.names, tensors, strict=True)) if isinstance(self.example, Mapping) else tensors
+        self.module, self.example = module, example
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        return tuple(named_outputs(call(self.module, self.arguments(tensors)), self.example).values())
+        return tuple(named_outputs(call(self.module, in_form_of(self.example, tensors)), self.example).values())
 
 
 def _check_axes(axes: DynamicAxes, inputs: Mapping[str, Tensor]) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from lrd_deploy.errors import InputError
+from lrd_deploy.models.example import Example
 from lrd_deploy.models.source import call_factory
 from lrd_deploy.recipe.settings import DataSource, Digits, DigitsData, PythonData
 
@@ -22,7 +23,7 @@ class Data:
     train: Any
     test: Any
 
-    def example(self) -> Tensor:
+    def example(self) -> Example:
         """Returns the inputs of the first test batch."""
         return next(iter(batches(self.test)))[0]
 
@@ -44,18 +45,22 @@ def load_data(source: DataSource, *, seed: int) -> Data:
     return data
 
 
-def batches(loader: Any) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields `(inputs, labels)` whatever of the two accepted forms a loader's batches have."""
+def batches(loader: Any) -> Iterator[tuple[Example, Tensor]]:
+    """Yields `(inputs, labels)` whatever of the two accepted forms a loader's batches have.
+
+    Of a dictionary with `pixel_values` these alone are the inputs, of any other all but the labels, by name.
+    """
     for batch in loader:
-        if isinstance(batch, Mapping) and {"pixel_values", "labels"} <= batch.keys():
-            yield batch["pixel_values"], batch["labels"]
+        if isinstance(batch, Mapping) and "labels" in batch and len(batch) > 1:
+            inputs = {name: value for name, value in batch.items() if name != "labels"}
+            yield inputs.get("pixel_values", inputs), batch["labels"]
         elif isinstance(batch, (tuple, list)) and len(batch) == 2:
             yield batch[0], batch[1]
         else:
             raise InputError(
                 "reading a batch",
                 found=f"a {type(batch).__name__}" + (f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""),
-                accepted="(inputs, labels), or a dictionary with 'pixel_values' and 'labels'",
+                accepted="(inputs, labels), or a dictionary of inputs by name and 'labels'",
                 remedy="change what the data loader's collate function returns",
             )
 

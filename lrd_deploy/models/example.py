@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,6 +14,27 @@ from lrd_deploy.errors import InputError
 Example = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 
 INPUT, OUTPUT = "images", "logits"
+
+
+def mapped(example: Example, change: Callable[[Tensor], Tensor]) -> Example:
+    """Returns an example of the same form, every tensor changed."""
+    if isinstance(example, Tensor):
+        return change(example)
+    if isinstance(example, Mapping):
+        return {name: change(tensor) for name, tensor in example.items()}
+    return [change(tensor) for tensor in example]
+
+
+def first_samples(example: Example, count: int) -> Example:
+    """Returns the first samples of every tensor."""
+    return mapped(example, lambda tensor: tensor[:count])
+
+
+def in_form_of(example: Example, tensors: Sequence[Tensor]) -> Example:
+    """Returns these tensors, which come in the example's order, in its form."""
+    if isinstance(example, Tensor):
+        return tensors[0]
+    return dict(zip(example, tensors, strict=True)) if isinstance(example, Mapping) else list(tensors)
 
 
 def call(model: nn.Module, example: Example) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -60,13 +61,20 @@ def check_labels(labels: Tensor, classes: int, where: str) -> None:
 
 
 def _check_tensors(inputs: Any, labels: Any, split: str) -> None:
-    for name, value in (("inputs", inputs), ("labels", labels)):
+    for name, value in (*_by_name(inputs), ("labels", labels)):
         if not isinstance(value, Tensor):
             raise _unfit(f"the {split} data", f"{name} of type {type(value).__name__}", "torch tensors")
     if labels.dtype not in (torch.int64, torch.int32, torch.uint8):
         raise _unfit(f"the {split} data", f"labels of {labels.dtype}", "class numbers, torch.int64")
-    if inputs.is_floating_point() and not torch.isfinite(inputs).all():
+    if not all(torch.isfinite(value).all() for _, value in _by_name(inputs) if value.is_floating_point()):
         raise _unfit(f"the {split} data", "inputs that are NaN or infinite", "finite inputs")
+
+
+def _by_name(inputs: Any) -> list[tuple[str, Any]]:
+    """Every input with what to call it."""
+    if isinstance(inputs, Mapping):
+        return [(f"'{name}'", value) for name, value in inputs.items()]
+    return [("inputs", value) for value in inputs] if isinstance(inputs, (tuple, list)) else [("inputs", inputs)]
 
 
 def _check_logits(output: Tensor, labels: Tensor, split: str) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lrd_deploy.errors import InputError, LrdError, UsageError, raise_all
+from lrd_deploy.models.example import Example, call
 from lrd_deploy.models.stored_tensors import stored_tensors
 from lrd_deploy.recipe.settings import ModelSource, PythonModel, TransformersConfig, TransformersPretrained
 
@@ -49,9 +50,9 @@ def load_model(source: ModelSource) -> LoadedModel:
     return LoadedModel(module.eval(), trained)
 
 
-def logits(model: nn.Module, inputs: Tensor) -> Tensor:
+def logits(model: nn.Module, inputs: Example) -> Tensor:
     """Returns the model's logits, (batch, classes), whether it returns them bare or in an object."""
-    return logits_of(model(inputs), model)
+    return logits_of(call(model, inputs), model)
 
 
 def logits_of(output: Any, model: nn.Module) -> Tensor:
@@ -192,24 +193,37 @@ def _from_python(source: PythonModel) -> nn.Module:
 
 def _from_config(config: Mapping[str, Any]) -> nn.Module:
     _quiet_transformers()
-    from transformers import AutoConfig, AutoModelForImageClassification
+    import transformers
 
     options = dict(config)
     model_type = str(options.pop("model_type", ""))
     try:
-        return AutoModelForImageClassification.from_config(AutoConfig.for_model(model_type, **options))
+        config = transformers.AutoConfig.for_model(model_type, **options)
+        return _classifier_of(config).from_config(config)
     except (ValueError, TypeError, KeyError) as exc:
         raise UsageError(
             f"building a transformers model of type '{model_type}'",
             found=_first_line(exc),
-            accepted="a 'model_type' for image classification, and that config's own keys",
+            accepted="a 'model_type' for image or sequence classification, and that config's own keys",
             remedy="see the config's page in the transformers documentation",
         ) from exc
 
 
+def _classifier_of(config: Any) -> Any:
+    """transformers' class that makes a classifier of this config: of images where it has one, else of sequences."""
+    import transformers
+
+    kind = type(config)
+    if kind in transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
+        return transformers.AutoModelForImageClassification
+    if kind in transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        return transformers.AutoModelForSequenceClassification
+    raise ValueError(f"{kind.__name__} has no model for image or sequence classification")
+
+
 def _from_pretrained(name: str) -> nn.Module:
     _quiet_transformers()
-    from transformers import AutoModelForImageClassification
+    from transformers import AutoConfig
 
     doing = f"loading the transformers model '{name}'"
     folder = Path(name)
@@ -228,7 +242,7 @@ def _from_pretrained(name: str) -> nn.Module:
             remedy="save the model with save_pretrained(folder)",
         )
     try:
-        return AutoModelForImageClassification.from_pretrained(name, use_safetensors=True)
+        return _classifier_of(AutoConfig.from_pretrained(name)).from_pretrained(name, use_safetensors=True)
     except (OSError, ValueError) as exc:
         raise UsageError(
             doing,

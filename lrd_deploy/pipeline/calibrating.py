@@ -69,13 +69,14 @@ def calibrate_latency(
         shard: the part of the layers to time; all by default.
     """
     from lrd_deploy.models.data import load_data
+    from lrd_deploy.models.example import first_samples
     from lrd_deploy.models.source import load_model, make_importable
     from lrd_deploy.models.survey import survey
     from lrd_deploy.pipeline.planning import measured_inference, measured_training
 
     make_importable(recipe_folder)
     data = load_data(recipe.data, seed=recipe.seed)
-    layers = survey(load_model(recipe.model).module, data.example()[:1], skip=recipe.skip)
+    layers = survey(load_model(recipe.model).module, first_samples(data.example(), 1), skip=recipe.skip)
     source = (
         measured_inference(recipe, table, observer)
         if work == "inference"

@@ -17,6 +17,7 @@ from lrd_deploy.decompose.factorize import factors_of
 from lrd_deploy.engines import SessionSettings
 from lrd_deploy.engines.backend import Arrays
 from lrd_deploy.engines.difference import compare_outputs, rounding_tolerance
+from lrd_deploy.engines.onnx_moments import check_batches
 from lrd_deploy.engines.onnxruntime import OnnxRuntime
 from lrd_deploy.errors import UsageError
 from lrd_deploy.export.onnx_file import read_model, weight_precision, write_model
@@ -97,7 +98,7 @@ def compress(
         source: an ONNX file.
         target: gets the result, whole or not at all.
         goal: a speedup or an error of the outputs.
-        samples: to weigh errors and correct biases by, and to judge the outputs on.
+        samples: to weigh errors and correct biases by, and to judge the outputs on; layers are timed at their sizes.
         measuring: times layers and models.
         observer: hears of progress.
 
@@ -109,7 +110,9 @@ def compress(
     """
     dense = read_model(source)
     _check_writable(target, source)
-    layers = survey_onnx(dense)
+    check_batches(dense, samples.calibration[:1])
+    shapes = {name: array.shape for name, array in samples.calibration[0].items()}
+    layers = survey_onnx(dense, shapes=shapes)
     check_finite([layer for layer in layers if layer.may_be_factorised])
     observer.note(f"running {samples.calibration_count} calibration samples")
     evidence = onnx_evidence(dense, layers, samples.calibration)

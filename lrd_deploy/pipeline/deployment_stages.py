@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,14 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrd_deploy.bench.environment import environment
-from lrd_deploy.engines.inputs import Batch, repeated, save_arrays, stored_batches
+from lrd_deploy.engines.inputs import Batch, repeated, save_arrays, stored_arrays, stored_batches
 from lrd_deploy.errors import BackendError
+from lrd_deploy.export.model_files import read_graph
+from lrd_deploy.export.onnx_file import graph_inputs
 from lrd_deploy.files import write_whole
 from lrd_deploy.pipeline.training_stages import build_data, build_model, sources
 from lrd_deploy.pipeline.workspace import Workspace
 from lrd_deploy.records import (
     BuiltEngines,
     Comparison,
+    DimensionRange,
     ExportedModel,
     ExportedPair,
     RankPlan,
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from lrd_deploy.engines import BuildSettings
+    from lrd_deploy.models.example import Example
     from lrd_deploy.recipe import Recipe
 
 _INPUTS = "inputs.npz"
@@ -152,10 +157,20 @@ def engine_settings(recipe: Recipe) -> BuildSettings:
     )
 
 
-def _settings_for(backend: str, recipe: Recipe) -> BuildSettings:
-    """Named GPUs are TensorRT-RTX's alone: TensorRT compiles for the one at hand."""
-    named = recipe.build.compute_capabilities if backend == "tensorrt-rtx" else ()
-    return engine_settings(recipe).model_copy(update={"compute_capabilities": named})
+def _settings_for(backend: str, work: Workspace, model: Path) -> BuildSettings:
+    """Named GPUs are TensorRT-RTX's alone: TensorRT compiles for the one at hand.
+
+    A dynamic dimension that the recipe gives no sizes may have up to the size that it has in the data.
+    """
+    settings, inputs = engine_settings(work.recipe), stored_arrays(work.path("export", _INPUTS))
+    sizes = {
+        dim: DimensionRange(min=1, opt=size, max=size)
+        for tensor in graph_inputs(read_graph(model))
+        for dim, size in zip(tensor.shape[1:], inputs[tensor.name].shape[1:], strict=True)
+        if isinstance(dim, str)
+    }
+    named = work.recipe.build.compute_capabilities if backend == "tensorrt-rtx" else ()
+    return settings.model_copy(update={"compute_capabilities": named, "dimensions": {**sizes, **settings.dimensions}})
 
 
 def _build_all(work: Workspace, backends: list[str]) -> tuple[BuiltEngines, list[Path]]:
@@ -168,7 +183,9 @@ def _build_all(work: Workspace, backends: list[str]) -> tuple[BuiltEngines, list
         engine = work.path("engines", f"{arm}.{backend}")
         engine.parent.mkdir(exist_ok=True)
         try:
-            artifact = build_engine(backend, work.path(f"{arm}.onnx"), engine, _settings_for(backend, work.recipe))
+            artifact = build_engine(
+                backend, work.path(f"{arm}.onnx"), engine, _settings_for(backend, work, work.path(f"{arm}.onnx"))
+            )
         except BackendError as refusal:
             refused[f"{backend} {arm}"] = str(refusal)
             continue
@@ -181,14 +198,17 @@ def _build_all(work: Workspace, backends: list[str]) -> tuple[BuiltEngines, list
 def _export_both(
     work: Workspace, dense: TrainedModel, lowrank: TrainedModel, plan: RankPlan
 ) -> tuple[ExportedPair, list[Path]]:
+    from lrd_deploy.models.example import named_inputs
+
     example = build_data(work).example()
     inputs = work.path("export", _INPUTS)
-    save_arrays(inputs, {"images": example.numpy()})
     files = {"dense": work.path("dense.onnx"), "lowrank": work.path("export", "lowrank.onnx")}
     models = {
         "dense": build_model(work, dense.weights),
         "lowrank": build_model(work, lowrank.weights, plan),
     }
+    named = named_inputs(models["dense"], example)
+    save_arrays(inputs, {name: tensor.numpy() for name, tensor in named.items()})
     exported = {}
     for number, name in enumerate(files):
         exported[name] = _export_one(models[name], example, files[name], work.recipe.export.opset)
@@ -197,20 +217,15 @@ def _export_both(
     return pair, [*files.values(), inputs]
 
 
-def _export_one(model: nn.Module, example: object, path: Path, opset: int) -> ExportedModel:
-    import torch
-
+def _export_one(model: nn.Module, example: Example, path: Path, opset: int) -> ExportedModel:
     from lrd_deploy.engines import SessionSettings, runtime
     from lrd_deploy.engines.difference import compare_outputs, outputs_moved, rounding_tolerance
     from lrd_deploy.export.onnx_file import read_model
-    from lrd_deploy.export.torch_export import INPUT, OUTPUT, export_onnx
-    from lrd_deploy.models.source import logits
+    from lrd_deploy.export.torch_export import export_onnx
+    from lrd_deploy.models.example import named_inputs
 
-    @torch.no_grad()
-    def in_torch(inputs: dict[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic]]:
-        return {OUTPUT: logits(model.eval(), torch.from_numpy(inputs[INPUT])).numpy()}
-
-    batches = [{INPUT: repeated(example.numpy(), size)} for size in _CHECKED_BATCHES]
+    named, in_torch = named_inputs(model, example), in_pytorch(model.eval(), example)
+    batches = [{name: repeated(tensor.numpy(), size) for name, tensor in named.items()} for size in _CHECKED_BATCHES]
     exported = []
 
     def export_and_compare(target: Path) -> None:
@@ -223,6 +238,22 @@ def _export_one(model: nn.Module, example: object, path: Path, opset: int) -> Ex
 
     write_whole(path, export_and_compare)
     return exported[0]
+
+
+def in_pytorch(model: nn.Module, example: Example) -> Callable[[Batch], dict[str, NDArray[np.generic]]]:
+    """Returns a model as the function of arrays by name that its exported file should be."""
+    import torch
+
+    from lrd_deploy.models.example import call, in_form_of, named_inputs, named_outputs
+
+    names = tuple(named_inputs(model, example))
+
+    @torch.no_grad()
+    def run(batch: Batch) -> dict[str, NDArray[np.generic]]:
+        inputs = in_form_of(example, [torch.from_numpy(np.array(batch[name])) for name in names])
+        return {name: tensor.numpy() for name, tensor in named_outputs(call(model, inputs), example).items()}
+
+    return run
 
 
 def _batches(work: Workspace, exported: ExportedPair) -> list[Batch]:

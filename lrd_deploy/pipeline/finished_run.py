@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ from lrd_deploy.engines.inputs import Batch, stored_arrays
 from lrd_deploy.errors import InputError, UsageError
 from lrd_deploy.files import sha256_of
 from lrd_deploy.observer import Observer
-from lrd_deploy.pipeline.deployment_stages import BuiltEngines, ExportedPair, RewrittenModel
+from lrd_deploy.pipeline.deployment_stages import BuiltEngines, ExportedPair, RewrittenModel, in_pytorch
 from lrd_deploy.pipeline.training_stages import build_model
 from lrd_deploy.pipeline.workspace import Workspace, stored_recipe
 from lrd_deploy.records import Arm, RankPlan, RunRecord, TrainedModel
@@ -115,18 +115,17 @@ def open_finished_run(folder: Path, observer: Observer) -> FinishedRun:
     )
 
 
-def in_pytorch(model: nn.Module, output: str) -> Callable[[Batch], dict[str, NDArray[np.generic]]]:
-    """Returns a model of one input and one output as a function of arrays by name."""
+def in_pytorch_as(
+    model: nn.Module, inputs: Batch, outputs: Sequence[str]
+) -> Callable[[Batch], dict[str, NDArray[np.generic]]]:
+    """Returns a model as a function of arrays by name, its outputs called as in its file; `inputs` are an example."""
     import torch
 
-    from lrd_deploy.models.source import logits
+    from lrd_deploy.models.example import INPUT
 
-    @torch.no_grad()
-    def run(batch: Batch) -> dict[str, NDArray[np.generic]]:
-        (array,) = batch.values()
-        return {output: logits(model, torch.from_numpy(np.array(array))).numpy()}
-
-    return run
+    tensors = {name: torch.from_numpy(np.array(array)) for name, array in inputs.items()}
+    run = in_pytorch(model, tensors[INPUT] if tensors.keys() == {INPUT} else tensors)
+    return lambda batch: dict(zip(outputs, run(batch).values(), strict=True))
 
 
 def _unfinished(folder: Path, found: str) -> UsageError:

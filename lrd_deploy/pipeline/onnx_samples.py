@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lrd_deploy.engines.backend import Arrays
 from lrd_deploy.engines.inputs import allowed_batches, random_batches_of, repeated, stored_arrays
-from lrd_deploy.errors import InputError
+from lrd_deploy.engines.profile import shapes_at
+from lrd_deploy.errors import InputError, UsageError
 from lrd_deploy.export.onnx_file import graph_inputs, read_model
+from lrd_deploy.records import DimensionRange
 
 _HELD_OUT = 4  # one sample in so many
 _RANDOM_BATCHES, _RANDOM_SAMPLES = 8, 64
@@ -27,15 +29,19 @@ class Samples:
     held_out_count: int
 
 
-def random_samples(model: Path, batch: int) -> Samples:
+def random_samples(model: Path, batch: int, dimensions: Mapping[str, DimensionRange] | None = None) -> Samples:
     """Returns random inputs, for want of real ones: at least 64 samples to calibrate by, and a third of that held out.
+
+    `dimensions` are the sizes of dynamic dimensions but the batch, as `shapes_at` takes them.
 
     Raises:
         InputError: the model is invalid, or takes no numbers.
+        UsageError, Problems: a dynamic dimension has no size; see `shapes_at`.
     """
+    shapes = shapes_at(read_model(model), batch, dimensions)
     count = max(_RANDOM_BATCHES, -(-_RANDOM_SAMPLES // batch))
     held_out = -(-count // (_HELD_OUT - 1))
-    batches = random_batches_of(model, batch, count + held_out)
+    batches = random_batches_of(model, batch, count + held_out, shapes)
     source = "random inputs, for want of calibration data: errors on real inputs will differ"
     size = _size(batches[0])
     return Samples(tuple(batches[:count]), tuple(batches[count:]), source, count * size, held_out * size)
@@ -75,6 +81,17 @@ def samples_of(model: Path, path: Path) -> Samples:
     """
     inputs = graph_inputs(read_model(model))
     return stored_samples(path, allowed_batches(inputs, (_BATCH,))[0] if inputs else _BATCH)
+
+
+def refuse_sizes_beside_data(dimensions: Mapping[str, DimensionRange], data: Path | None) -> None:
+    """Raises `UsageError` where sizes are given and stored samples too, which have theirs."""
+    if dimensions and data is not None:
+        raise UsageError(
+            f"reading the calibration data '{data}'",
+            found=f"--dim for '{next(iter(dimensions))}' beside it",
+            accepted="one of the two: layers are timed at the sizes that the arrays have",
+            remedy="leave out --dim, or store arrays of the sizes that you deploy",
+        )
 
 
 def _stored(path: Path) -> Arrays:

@@ -13,7 +13,7 @@ from lrd_deploy.errors import UsageError
 from lrd_deploy.export.model_files import MODEL_NAME, PLAN_NAME, ModelFiles, onnx_files, read_graph
 from lrd_deploy.observer import Observer, SilentObserver
 from lrd_deploy.pipeline.deployment_stages import engine_settings
-from lrd_deploy.pipeline.finished_run import FinishedRun, in_pytorch, open_finished_run
+from lrd_deploy.pipeline.finished_run import FinishedRun, in_pytorch_as, open_finished_run
 from lrd_deploy.recipe.settings import DigitsData
 from lrd_deploy.records import Arm, BundleSource, EngineArtifact, NotPackaged, PackageResult
 from lrd_deploy.serving.bundle import Reference, Served, stage
@@ -208,7 +208,7 @@ def _served_arm(run: FinishedRun, arm: Arm, request: PackageRequest) -> Served:
     graph_proto = read_graph(path)
     graph = served_graph(graph_proto, may_batch=request.max_batch != 0)
     model = run.model(arm)
-    trained = in_pytorch(model, graph.outputs[0].info.name)
+    trained = in_pytorch_as(model, run.inputs(), [output.info.name for output in graph.outputs])
     name = run.record.recipe if request.name is None else request.name
     return Served(
         name=check_name(name if arm == "lowrank" else f"{name}_{arm}"),

@@ -23,10 +23,11 @@ from lrd_deploy.recipe.policies import EnergyRank, LatencyRank, PaperRank, Polic
 from lrd_deploy.records import KeepDense, RankPlan, RankStudy
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from lrd_deploy.bench.layer_latency import MeasuredLatency
     from lrd_deploy.models.data import Data
+    from lrd_deploy.models.example import Example
     from lrd_deploy.ranks.by_latency import LatencyPlanner
     from lrd_deploy.ranks.metric import Metric
 
@@ -51,11 +52,12 @@ def plan_model(work: Workspace, model: nn.Module, data: Data) -> Planned:
         UsageError: the policy's goal is out of reach, or every layer would stay dense.
         InputError: weights or calibration data are not finite, or a table lacks a layer.
     """
+    from lrd_deploy.models.example import first_samples
     from lrd_deploy.models.survey import survey
     from lrd_deploy.ranks.choose import check_finite, plan_ranks
 
     recipe = work.recipe
-    layers = survey(model, data.example()[:1], skip=recipe.skip)
+    layers = survey(model, first_samples(data.example(), 1), skip=recipe.skip)
     check_finite(layers)
     evidence = gather(work, model, data, layers)
     if not isinstance(recipe.ranks, LatencyRank):
@@ -77,14 +79,16 @@ def gather(work: Workspace, model: nn.Module, data: Data, layers: Sequence[Layer
     return gather_evidence(model, layers, calibration_batches(work, data), damping=settings.damping)
 
 
-def calibration_batches(work: Workspace, data: Data) -> list[Tensor]:
+def calibration_batches(work: Workspace, data: Data) -> list[Example]:
     """Returns the first training inputs, as many as the recipe asks for."""
     from lrd_deploy.models.data import batches
+    from lrd_deploy.models.example import first_samples
 
-    wanted, taken = work.recipe.calibration.samples, []
-    for inputs, _ in batches(data.train):
-        taken.append(inputs[: wanted - sum(map(len, taken))])
-        if sum(map(len, taken)) >= wanted:
+    missing, taken = work.recipe.calibration.samples, []
+    for inputs, labels in batches(data.train):
+        taken.append(first_samples(inputs, missing))
+        missing -= len(labels)
+        if missing <= 0:
             break
     return taken
 
@@ -92,6 +96,7 @@ def calibration_batches(work: Workspace, data: Data) -> list[Tensor]:
 def planned_metrics(work: Workspace, model: nn.Module, data: Data, plan: RankPlan) -> dict[str, Metric]:
     """Returns how to weigh the error of the planned layers, from the calibration samples that the plan saw too."""
     from lrd_deploy.decompose.evidence import input_moments
+    from lrd_deploy.models.example import first_samples
     from lrd_deploy.models.survey import survey
     from lrd_deploy.ranks.evidence import metrics_of
 
@@ -99,7 +104,7 @@ def planned_metrics(work: Workspace, model: nn.Module, data: Data, plan: RankPla
     if settings.samples == 0:
         return {}
     planned = {layer.name for layer in plan.factorised}
-    layers = [layer for layer in survey(model, data.example()[:1]) if layer.name in planned]
+    layers = [layer for layer in survey(model, first_samples(data.example(), 1)) if layer.name in planned]
     return metrics_of(input_moments(model, layers, calibration_batches(work, data)), damping=settings.damping)[0]
 
 
@@ -120,7 +125,7 @@ def measured_training(recipe: Recipe, data: Data, store: Path, observer: Observe
 
     settings = recipe.fine_tune
     return MeasuredLatency(
-        batch=len(next(iter(batches(data.train)))[0]),
+        batch=len(next(iter(batches(data.train)))[1]),
         threads=environment().cores,
         store=store,
         observer=observer,
@@ -221,7 +226,8 @@ def _balanced(
 def _whole_model(work: Workspace, model: nn.Module, data: Data) -> Iterator[ModelTimer]:
     """The dense model as an ONNX file, ready to be rewritten and timed."""
     from lrd_deploy.bench.model_latency import ModelLatency
-    from lrd_deploy.export.torch_export import INPUT, export_onnx
+    from lrd_deploy.export.torch_export import export_onnx
+    from lrd_deploy.models.example import named_inputs
 
     bench, example = work.recipe.bench, data.example()
     work.observer.note("timing the whole model")
@@ -231,9 +237,9 @@ def _whole_model(work: Workspace, model: nn.Module, data: Data) -> Iterator[Mode
         nodes: dict[str, list[str]] = {}
         for origin in exported.origins:
             nodes.setdefault(origin.module, []).append(origin.node)
-        yield ModelLatency(
-            path, nodes, {INPUT: repeated(example.numpy(), bench.batch)}, bench.threads, execution=bench.execution
-        )
+        named = named_inputs(model, example)
+        inputs = {name: repeated(tensor.numpy(), bench.batch) for name, tensor in named.items()}
+        yield ModelLatency(path, nodes, inputs, bench.threads, execution=bench.execution)
 
 
 def with_reasons(plan: RankPlan, evidence: Evidence) -> RankPlan:

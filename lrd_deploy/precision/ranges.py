@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 BINS = 2048
 _LEVELS = 128  # of a magnitude in INT8
+_FEWEST_PER_BIN = 8  # values, on average, for a histogram that tells more than chance
 _STRIDE = 8  # bins between two thresholds that entropy compares: 0.4 % of the range
 
 
@@ -33,13 +34,14 @@ class Magnitudes:
     def least_divergence(self) -> float:
         """Returns the magnitude to clip at for the least Kullback–Leibler divergence from what was seen.
 
-        Zeros, which INT8 has exactly, say nothing of the range and are left out.
+        Zeros, which INT8 has exactly, say nothing of the range and are left out. Where fewer than 16,384 other values
+        were seen, bins that hold one or none agree best with a histogram that is clipped hard: nothing is clipped.
 
         Source: Migacz, "8-bit inference with TensorRT", GTC 2017.
         """
         counts = self.counts.astype(np.float64)
         counts[0] = 0.0
-        if not counts.any():
+        if counts.sum() < _FEWEST_PER_BIN * BINS:
             return self.largest
         ends = range(_LEVELS, BINS + 1, _STRIDE)
         divergences = [_divergence(counts, end) for end in ends]

@@ -148,7 +148,7 @@ class PythonData(Settings):
     """`python: package.module:factory`, called with `arguments`; returns `(train_loader, test_loader)`.
 
     Both are `torch.utils.data.DataLoader`s (or iterables with a length) of `(inputs, labels)` batches, or of
-    dictionaries with `pixel_values` and `labels`.
+    dictionaries with `labels` and the inputs: `pixel_values`, or whatever `forward` takes by name.
     """
 
     python: str = Field(pattern=r"^[\w.]+:\w+$")

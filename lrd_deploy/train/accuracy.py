@@ -7,6 +7,7 @@ from torch import nn
 
 from lrd_deploy.errors import InputError
 from lrd_deploy.models.data import Data, batches
+from lrd_deploy.models.example import mapped
 from lrd_deploy.models.fit import check_labels
 from lrd_deploy.models.source import logits
 
@@ -24,7 +25,7 @@ def accuracy(model: nn.Module, data: Data) -> float:
     right, total, classes = 0, 0, set()
     for inputs, labels in batches(data.test):
         labels = labels.to(device)
-        output = logits(model, inputs.to(device))
+        output = logits(model, mapped(inputs, lambda tensor: tensor.to(device)))
         check_labels(labels, output.shape[-1], "the test data")
         right += int((output.argmax(-1) == labels).sum())
         total += len(labels)

@@ -15,6 +15,7 @@ from torch import nn
 
 from lrd_deploy.errors import TrainingDiverged
 from lrd_deploy.models.data import Data, batches
+from lrd_deploy.models.example import mapped
 from lrd_deploy.observer import Observer, SilentObserver
 from lrd_deploy.recipe.settings import FineTuning, NoFreezing, Progress, Training
 from lrd_deploy.records import Epoch
@@ -174,7 +175,10 @@ class _Run:
             set_seed(_seed(self.job.seed, epoch, number, 0, _DATA))
             inputs, labels = next(source)
             if number >= skipped:
-                yield inputs.to(self.accelerator.device), labels.to(self.accelerator.device)
+                yield mapped(inputs, self._to_device), self._to_device(labels)
+
+    def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(self.accelerator.device)
 
     def _wrapped(self) -> nn.Module:
         return wrapped_for_devices(self.accelerator, self.models.of(self.schedule.frozen))

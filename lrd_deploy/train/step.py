@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
+from lrd_deploy.models.example import Example, mapped
 from lrd_deploy.models.fit import check_labels
 from lrd_deploy.models.source import logits
 from lrd_deploy.recipe.settings import Distillation, FineTuning, Training
@@ -17,7 +18,7 @@ from lrd_deploy.train.optimizer import decay_products_, set_learning_rate_
 
 _DTYPES = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-Batch = tuple[Tensor, Tensor]  # inputs, labels
+Batch = tuple[Example, Tensor]  # inputs, labels
 
 
 @dataclass
@@ -56,7 +57,7 @@ class TrainingStep:
         set_learning_rate_(self.optimizer, rate)
         self.optimizer.zero_grad(set_to_none=True)
         samples = sum(len(labels) for _, labels in parts)
-        total = torch.zeros((), device=parts[0][0].device, dtype=torch.float64)
+        total = torch.zeros((), device=parts[0][1].device, dtype=torch.float64)
         for number, (inputs, labels) in enumerate(parts):
             with _no_reduction(wrapped) if number + 1 < len(parts) else nullcontext():
                 loss = self._loss(wrapped, inputs, labels) * (len(labels) / samples)
@@ -71,17 +72,17 @@ class TrainingStep:
             decay_products_(self.model, self.settings, rate)
         return total
 
-    def _loss(self, wrapped: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+    def _loss(self, wrapped: nn.Module, inputs: Example, labels: Tensor) -> Tensor:
         settings, dtype = self.settings, _DTYPES[self.settings.mixed_precision]
-        if settings.channels_last and inputs.ndim == 4:
-            inputs = inputs.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(inputs.device.type, dtype, enabled=dtype is not None):
+        if settings.channels_last:
+            inputs = mapped(inputs, _channels_last)
+        with torch.autocast(labels.device.type, dtype, enabled=dtype is not None):
             output = logits(wrapped, inputs)
             taught = None if self.teacher is None else self._taught(inputs)
         return training_loss(_at_least_float32(output), labels, settings, taught)
 
     @torch.no_grad()
-    def _taught(self, inputs: Tensor) -> Tensor:
+    def _taught(self, inputs: Example) -> Tensor:
         return _at_least_float32(logits(self.teacher, inputs))
 
 
@@ -107,6 +108,10 @@ def training_loss(output: Tensor, labels: Tensor, settings: Training, taught: Te
         log_softmax(output / warm, -1), log_softmax(taught / warm, -1), reduction="batchmean", log_target=True
     )
     return (1 - distillation.weight) * hard + distillation.weight * warm**2 * soft
+
+
+def _channels_last(tensor: Tensor) -> Tensor:
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
 
 
 def _at_least_float32(output: Tensor) -> Tensor:

@@ -542,5 +542,34 @@ def test_goals_of_a_compression_that_make_no_sense_are_refused(call, onnx_file, 
     assert not out.exists()
 
 
+@pytest.fixture
+def tokens_file(tmp_path):
+    signature = LayerSignature(kind="linear", in_channels=512, out_channels=512, spatial=(6,))
+    model = layer_graph(signature, KeepDense())
+    model.graph.node[0].name = "dense"
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[1].dim_param = "sequence"
+    onnx.save(model, tmp_path / "tokens.onnx")
+    return tmp_path / "tokens.onnx"
+
+
+@pytest.mark.parametrize("verb", ["plan", "compress"])
+def test_an_open_dimension_asks_for_its_size(call, tokens_file, tmp_path, verb):
+    places = ["-o", tmp_path / "o.onnx", "--folder", tmp_path] if verb == "compress" else ["--out", tmp_path]
+    what = "'sequence' of the input 'x' (axis 1) may have any size"
+    assert refused(call(verb, tokens_file, *places), what, "say --dim 'sequence=SIZE'")
+    assert refused(call(verb, tokens_file, *places, "--dim", "sequence=1:2:3"), "such as sequence=2")
+    np.savez(tmp_path / "x.npz", x=np.ones((8, 6, 512), np.float32))
+    beside = ("--dim", "sequence=6", "--calibration-data", tmp_path / "x.npz")
+    assert refused(call(verb, tokens_file, *places, *beside), "beside it; one of the two")
+
+
+def test_a_plan_times_tokens_at_the_size_that_was_said(call, tokens_file, tmp_path):
+    arguments = ("--max-error", 1, "--batch", 1, "--dim", "sequence=9", "--out", tmp_path / "run", "--json")
+    code, out, err = call("plan", tokens_file, *arguments)
+    assert code == 0, err
+    assert [layer["signature"]["spatial"] for layer in json.loads(out)["layers"]] == [[9]]
+
+
 def test_options_of_an_onnx_file_are_refused_with_a_recipe(call, tiny_recipe):
     assert refused(call("plan", str(tiny_recipe()), "--batch", "4"), "--batch; these only with an ONNX file")

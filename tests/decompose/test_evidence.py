@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.architectures import ARCHITECTURES
 from lrd_deploy.decompose.evidence import gather_evidence, input_moments
 from lrd_deploy.decompose.surgery import decompose_
 from lrd_deploy.errors import InputError
@@ -9,7 +10,6 @@ from lrd_deploy.models.survey import survey
 from lrd_deploy.ranks.choose import plan_ranks
 from lrd_deploy.ranks.evidence import metrics_of
 from lrd_deploy.recipe import UniformRank
-from tests.export.architectures import ARCHITECTURES
 from tests.tolerances import sum_tolerance
 
 

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto
 
 from lrd_deploy.engines import BuildSettings
-from lrd_deploy.engines.profile import input_profiles, parse_batches, parse_dimension
+from lrd_deploy.engines.profile import input_profiles, parse_batches, parse_dimension, shapes_at
 from lrd_deploy.errors import InputError, Problems, UsageError
 from lrd_deploy.records import DimensionRange
 
@@ -54,8 +54,15 @@ def test_every_dimension_that_was_not_given_is_told_together_with_how_to_give_it
     assert [problem.found for problem in caught.value.problems] == [
         f"the dimension 'sequence' of the input '{name}' (axis 1) may have any size" for name in ("tokens", "mask")
     ]
-    assert "--dim 'sequence=MIN:OPT:MAX'" in str(caught.value)
-    assert "--dim 'mask[1]=MIN:OPT:MAX'" in str(caught.value)
+    assert "--dim 'sequence=SIZE', of an engine also MIN:OPT:MAX" in str(caught.value)
+    assert "--dim 'mask[1]=SIZE'" in str(caught.value)
+
+
+def test_a_deployment_has_one_shape_per_input():
+    sizes = {"sequence": DimensionRange(min=128, opt=128, max=128), "mask[1]": DimensionRange(min=2, opt=2, max=2)}
+    assert shapes_at(TEXT, 4, sizes) == {"tokens": (4, 128), "mask": (4, 2), "bias": (3,)}
+    with pytest.raises(UsageError, match="a range of sizes for 'sequence'; one size, such as sequence=2"):
+        shapes_at(TEXT, 4, {"sequence": DimensionRange(min=1, opt=2, max=3)})
 
 
 def test_sizes_for_what_is_no_dynamic_dimension_are_refused():
@@ -91,7 +98,7 @@ def test_a_dimension_is_read_as_it_is_written(name, sizes):
 
 @pytest.mark.parametrize("text", ["sequence", "=3", "s=", "s=a", "s=1:2", "s=1:2:3:4", "s=-1", "s=1:2:1", "s=0", "s=²"])
 def test_what_is_no_dimension_is_refused(text):
-    with pytest.raises(UsageError, match="choosing the shapes of the engine"):
+    with pytest.raises(UsageError, match="choosing the shapes of the inputs"):
         parse_dimension(text)
 
 

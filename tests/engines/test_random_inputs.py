@@ -47,6 +47,15 @@ def test_ids_are_drawn_masks_let_through_and_other_integers_are_zero(model, tmp_
         assert not batch["steps"].any()
 
 
+def test_inputs_have_the_shapes_that_are_asked_for(model, tmp_path):
+    path = write_model(model, tmp_path / "m.onnx")
+    (batch,) = random_batches_of(path, 6, 1, {"ids": (6, 3), "attention_mask": (6, 3)})
+    assert {name: array.shape for name, array in batch.items()} == {
+        "ids": (6, 3), "attention_mask": (6, 3), "steps": (6, 8),
+    }  # fmt: skip
+    assert set(batch["ids"].ravel()) <= set(range(5))
+
+
 def test_a_table_that_is_read_along_another_axis_says_nothing_of_ids(model):
     for node in model.graph.node:
         if node.op_type == "Gather":

@@ -7,10 +7,12 @@ import onnx
 import pytest
 import torch
 
+from benchmarks.architectures import ARCHITECTURES, OPTIONAL
 from lrd_deploy.decompose.surgery import decompose_
 from lrd_deploy.engines import SessionSettings, runtime
 from lrd_deploy.engines.difference import compare_outputs, rounding_tolerance
 from lrd_deploy.export.onnx_file import read_model, write_model
+from lrd_deploy.export.onnx_layers import survey_onnx
 from lrd_deploy.export.torch_export import export_onnx
 from lrd_deploy.models.example import call, named_outputs
 from lrd_deploy.models.survey import survey
@@ -18,7 +20,6 @@ from lrd_deploy.ranks.choose import plan_ranks
 from lrd_deploy.recipe import UniformRank
 from lrd_deploy.rewrite.apply import apply_rules
 from lrd_deploy.rewrite.pad_rank import PadRank
-from tests.export.architectures import ARCHITECTURES, OPTIONAL
 
 SIZES = ((1, 5), (3, 9))  # batch, and length where there are tokens
 SLOW = {"SegFormer", "DETR", "MobileNetV2", "EfficientNet", "Swin"}  # a graph of hundreds of nodes takes seconds
@@ -118,6 +119,14 @@ def test_every_chain_is_found_under_its_layer_and_padded_or_refused_with_a_reaso
     again, applied_again, _ = apply_rules(padded, [PadRank(16)])
     assert applied_again == ()
     assert again is padded
+
+
+def test_the_inputs_settle_the_size_of_every_layer(case):
+    shapes = {name: array.shape for name, array in case.batches[1].items()}
+    layers = survey_onnx(case.model, shapes=shapes)
+    assert all(layer.signature for layer in layers if layer.refusal is None)
+    unknown = [layer for layer in layers if "input is not" in (layer.refusal or "")]
+    assert unknown == []
 
 
 def test_a_decomposed_model_is_not_the_dense_one(case):

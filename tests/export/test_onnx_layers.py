@@ -112,6 +112,15 @@ def test_a_matmul_is_a_linear_layer_at_its_tokens(shape, spatial):
     assert np.array_equal(layer.weight(), array(4, 3).T)
 
 
+def test_an_open_number_of_tokens_is_that_of_the_inputs():
+    graph = graph_of([matmul()], {"w": array(4, 3)}, {"x": (BATCH, "sequence", 4)})
+    with pytest.raises(InputError, match=r"the size of its input is not fixed \(sequence\)"):
+        survey_onnx(graph)
+    (layer,) = survey_onnx(graph, shapes={"x": (5, 7, 4)})
+    assert layer.signature == LayerSignature(kind="linear", in_channels=4, out_channels=3, spatial=(7,))
+    assert layer.may_be_factorised
+
+
 def test_a_convolution_without_attributes_has_those_of_the_standard():
     layer = survey_beside_spare([conv()], {"w": array(2, 4, 3, 1)}, {"x": IMAGE})["n"]
     assert layer.signature == LayerSignature(

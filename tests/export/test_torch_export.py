@@ -155,6 +155,28 @@ def test_every_form_can_be_padded_and_merged_after_export(exported_forms, tmp_pa
     assert compare_outputs(in_torch, session.run, [{"images": EXAMPLE.numpy()}], tolerance).passed
 
 
+@pytest.mark.parametrize(
+    ("pool", "operator"),
+    [
+        (nn.AvgPool2d(640, ceil_mode=True), "GlobalAveragePool"),  # as EfficientNet of transformers has it
+        (nn.AvgPool2d((9, 3), stride=(9, 3), ceil_mode=True), "AveragePool"),
+        (nn.AvgPool2d(8), "AveragePool"),
+    ],
+    ids=["wider than the map", "wider one way", "as wide as the map"],
+)
+def test_a_window_wider_than_the_map_is_a_global_pool(tmp_path, pool, operator):
+    net, example = nn.Sequential(nn.Conv2d(3, 5, 1), pool).eval(), torch.randn(2, 3, 8, 8)
+    export_onnx(net, example, tmp_path / "m.onnx", opset=20)
+    model = read_model(tmp_path / "m.onnx")
+    assert [node.op_type for node in model.graph.node] == ["Conv", operator]
+    images = torch.randn(3, 3, 8, 8)
+    with torch.no_grad():
+        expected = {"logits": net(images).numpy()}
+    run = runtime("onnxruntime").load(tmp_path / "m.onnx", SessionSettings()).run
+    tolerance = rounding_tolerance(model)
+    assert compare_outputs(lambda _: expected, run, [{"images": images.numpy()}], tolerance).passed
+
+
 def test_the_model_is_left_in_its_mode(tmp_path):
     net = Net().train()
     export_onnx(net, EXAMPLE, tmp_path / "m.onnx", opset=20)

@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from lrd_deploy.errors import InputError
-from lrd_deploy.models.example import call, named_inputs, named_outputs
+from lrd_deploy.models.example import call, first_samples, in_form_of, mapped, named_inputs, named_outputs
 
 ONE, TWO = torch.zeros(2, 3), torch.ones(2, 3)
+FORMS = [ONE, (ONE, TWO), {"a": ONE, "b": TWO}]
 Pair = namedtuple("Pair", ["left", "right"])
 
 
@@ -88,3 +89,18 @@ def test_outputs_are_named_by_where_they_are(output, example, names):
 def test_what_is_no_output_is_refused(output, reason):
     with pytest.raises(InputError, match=f"reading a model's outputs.*{reason}.*use_cache"):
         named_outputs(output, (ONE,))
+
+
+@pytest.mark.parametrize("example", FORMS, ids=["one", "by position", "by name"])
+def test_a_changed_example_keeps_its_form(example):
+    halves = first_samples(example, 1)
+    assert type(halves) is (list if isinstance(example, tuple) else type(example))
+    for same in (mapped(example, lambda tensor: tensor), in_form_of(example, tensors_of(example))):
+        torch.testing.assert_close(tensors_of(same), tensors_of(example))
+    assert {tensor.shape for tensor in tensors_of(halves)} == {(1, 3)}
+
+
+def tensors_of(example):
+    if isinstance(example, torch.Tensor):
+        return [example]
+    return list(example.values() if isinstance(example, dict) else example)

@@ -64,6 +64,19 @@ def test_a_folder_without_safetensors_is_refused(tmp_path):
         load_model(TransformersPretrained(transformers=str(tmp_path)))
 
 
+def test_a_config_of_a_text_model_gives_a_classifier_of_sequences():
+    config = {"model_type": "bert", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
+              "intermediate_size": 8, "vocab_size": 9, "num_labels": 3}  # fmt: skip
+    module = load_model(TransformersConfig(transformers=config)).module
+    ids = torch.ones(2, 5, dtype=torch.long)
+    assert logits(module, {"input_ids": ids, "attention_mask": ids}).shape == (2, 3)
+
+
+def test_a_model_type_without_a_classifier_is_refused():
+    with pytest.raises(UsageError, match="VitsConfig has no model for image or sequence classification"):
+        load_model(TransformersConfig(transformers={"model_type": "vits"}))
+
+
 def test_an_unknown_model_type_is_refused():
     with pytest.raises(UsageError, match="transformers model of type 'resnot'"):
         load_model(TransformersConfig(transformers={"model_type": "resnot"}))
@@ -153,6 +166,18 @@ def test_batches_come_as_pairs_or_dictionaries():
         list(batches([(x, y, y)]))
 
 
+def test_of_a_dictionary_all_but_the_labels_are_inputs_by_name_and_pixels_come_alone():
+    ids, labels = torch.ones(2, 3, dtype=torch.long), torch.zeros(2)
+    by_name = {"input_ids": ids, "attention_mask": ids, "labels": labels}
+    pixels = {"pixel_values": ids, "index": labels, "labels": labels}
+    (inputs, first), (alone, second) = batches([by_name, pixels])
+    assert list(inputs) == ["input_ids", "attention_mask"]
+    assert alone is ids
+    assert first is second is labels
+    with pytest.raises(InputError, match="a dictionary of inputs by name and 'labels'"):
+        list(batches([{"labels": labels}]))
+
+
 def test_an_output_without_logits_is_refused():
     class Odd(nn.Module):
         def forward(self, x):
@@ -172,6 +197,8 @@ def test_an_output_without_logits_is_refused():
         (torch.zeros(4, 2), torch.tensor([0, 1, -1, 2]), r"labels from -1 to 2"),
         (torch.full((4, 2), torch.nan), torch.zeros(4, dtype=torch.long), "inputs that are NaN or infinite"),
         (np.zeros((4, 2), np.float32), np.zeros(4), "inputs of type ndarray; torch tensors"),
+        ({"input": torch.zeros(4, 2), "mask": [1]}, torch.zeros(4, dtype=torch.long), "'mask' of type list"),
+        ({"input": torch.full((4, 2), torch.nan)}, torch.zeros(4, dtype=torch.long), "inputs that are NaN or infinite"),
     ],
 )
 def test_data_that_does_not_fit_the_model_is_told(inputs, labels, match):

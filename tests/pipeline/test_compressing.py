@@ -25,6 +25,16 @@ LATENCY = Latency(min_ms=1.0, p50_ms=1.0, p90_ms=None, p99_ms=None, cold_start_m
 HERE = Environment(fingerprint="f", cpu="scripted", cores=1, system="s", python="3", packages={})
 
 
+def tokens(decay=0.4):
+    """A layer on tokens whose number is open."""
+    graph = model(
+        '["one"] a = MatMul (x, w1)', '["r1"] b = Relu (a)', '["two"] y = MatMul (b, w2)',
+        inputs=f"float[batch,sequence,{WIDTH}] x", outputs=f"float[batch,sequence,{WIDTH}] y",
+        weights=(("w1", (WIDTH, WIDTH)), ("w2", (WIDTH, WIDTH))),
+    )  # fmt: skip
+    return with_decay(graph, decay)
+
+
 def network(decay=0.4):
     """Three layers whose singular values fall off exponentially, and one too small to factorise."""
     graph = model(
@@ -35,6 +45,10 @@ def network(decay=0.4):
         weights=(("w1", (WIDTH, WIDTH)), ("b1", (WIDTH,)), ("w2", (WIDTH, WIDTH)), ("b2", (WIDTH,)),
                  ("w3", (WIDTH, WIDTH)), ("w4", (4, WIDTH))),
     )  # fmt: skip
+    return with_decay(graph, decay)
+
+
+def with_decay(graph, decay):
     for number, tensor in enumerate(graph.graph.initializer):
         array = np.random.default_rng(number).standard_normal(tuple(tensor.dims))
         if array.shape == (WIDTH, WIDTH):
@@ -235,6 +249,15 @@ def test_work_that_is_cut_short_leaves_no_target_and_nothing_beside_it(run, tmp_
     with pytest.raises(KeyboardInterrupt):
         run({"target_speedup": 1.5}, speedups=interrupted())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dense.onnx", "x.npz"]
+
+
+def test_layers_on_tokens_are_timed_at_as_many_as_the_samples_have(run, tmp_path):
+    samples = np.random.default_rng(0).standard_normal((24, 5, WIDTH)).astype(np.float32)
+    done = run({"target_speedup": 1.5}, graph=tokens(), inputs=samples)
+    assert {layer.signature.spatial for layer in done.layers} == {(5,)}
+    written = onnx.load(tmp_path / "fast.onnx")
+    (sequence,) = (value.type.tensor_type.shape.dim[1] for value in written.graph.input)
+    assert sequence.dim_param == "sequence"  # the file still takes any number
 
 
 def test_names_that_are_no_names_are_kept_as_data(run):

@@ -2,8 +2,9 @@ import numpy as np
 import onnx
 import pytest
 
-from lrd_deploy.errors import InputError
-from lrd_deploy.pipeline.onnx_samples import random_samples, stored_samples
+from lrd_deploy.errors import InputError, UsageError
+from lrd_deploy.pipeline.onnx_samples import random_samples, refuse_sizes_beside_data, stored_samples
+from lrd_deploy.records import DimensionRange
 from tests.rewrite.graph_text import model
 
 
@@ -68,3 +69,20 @@ def test_random_samples_have_the_batch_that_a_model_fixes(tmp_path):
     onnx.save(model("y = Relu (x)", inputs="float[3,4] x", outputs="float[3,4] y"), tmp_path / "m.onnx")
     samples = random_samples(tmp_path / "m.onnx", 3)
     assert {len(each["x"]) for each in samples.calibration} == {3}
+
+
+def test_random_samples_have_the_sizes_that_are_asked_for_and_take_none_by_chance(tmp_path):
+    graph = model("y = Relu (x)", inputs="float[batch,sequence,4] x", outputs="float[batch,sequence,4] y")
+    onnx.save(graph, tmp_path / "m.onnx")
+    samples = random_samples(tmp_path / "m.onnx", 3, {"sequence": DimensionRange(min=5, opt=5, max=5)})
+    assert {each["x"].shape for each in (*samples.calibration, *samples.held_out)} == {(3, 5, 4)}
+    with pytest.raises(UsageError, match=r"the dimension 'sequence' of the input 'x' \(axis 1\) may have any size"):
+        random_samples(tmp_path / "m.onnx", 3)
+
+
+def test_sizes_beside_stored_samples_are_refused(tmp_path):
+    sizes = {"sequence": DimensionRange(min=5, opt=5, max=5)}
+    refuse_sizes_beside_data(sizes, None)
+    refuse_sizes_beside_data({}, tmp_path / "x.npz")
+    with pytest.raises(UsageError, match="--dim for 'sequence' beside it; one of the two"):
+        refuse_sizes_beside_data(sizes, tmp_path / "x.npz")

@@ -7,6 +7,7 @@ import onnx
 import pytest
 import torch
 
+from benchmarks.architectures import ARCHITECTURES
 from lrd_deploy import UniformRank, decompose_, export_onnx, plan_ranks, survey
 from lrd_deploy.engines import BuildSettings, SessionSettings, builder, runtime
 from lrd_deploy.errors import BackendError
@@ -15,7 +16,7 @@ from lrd_deploy.pipeline.converting import convert_model
 from lrd_deploy.pipeline.onnx_samples import samples_of
 from lrd_deploy.pipeline.precision_evidence import evidence_for
 from lrd_deploy.recipe.settings import TransformersConfig
-from lrd_deploy.records import PrecisionPolicy
+from lrd_deploy.records import DimensionRange, PrecisionPolicy
 
 CONFIGS = {
     "resnet": {
@@ -91,3 +92,16 @@ def test_tensorrt_rtx_compiles_it(exported, name, tmp_path):
     converted(exported, POLICIES[name], tmp_path / "m.onnx")
     artifact = builder("tensorrt-rtx").build(tmp_path / "m.onnx", tmp_path / "m.engine", BuildSettings(max_batch=8))
     assert artifact.size_bytes == (tmp_path / "m.engine").stat().st_size > 1000
+
+
+@pytest.mark.rtx
+@pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="the rtx extra is not installed")
+@pytest.mark.parametrize("name", ["fp16", "bf16", "int8"])
+def test_tensorrt_rtx_compiles_masked_attention_of_any_length(name, tmp_path):
+    architecture = ARCHITECTURES["DistilBERT"]
+    export_onnx(architecture.build(), architecture.inputs(2, 6), tmp_path / "model.onnx", opset=20)
+    np.savez(tmp_path / "x.npz", **{key: tensor.numpy() for key, tensor in architecture.inputs(32, 6).items()})
+    converted(tmp_path / "model.onnx", POLICIES[name], tmp_path / "m.onnx")
+    settings = BuildSettings(max_batch=8, dimensions={"sequence": DimensionRange(min=1, opt=8, max=32)})
+    artifact = builder("tensorrt-rtx").build(tmp_path / "m.onnx", tmp_path / "m.engine", settings)
+    assert artifact.size_bytes > 1000

@@ -105,6 +105,25 @@ def test_an_operator_without_the_type_stays_in_float32_with_the_reason():
     assert to_half(model, "fp16", {}).kept == {}
 
 
+def masked_attention(opset):
+    """Softmax as PyTorch guards it where a mask may hide everything: what is NaN becomes 0."""
+    return vector(
+        [
+            ("Softmax", ("x",), ("shares",), {}),
+            ("IsNaN", ("shares",), ("hidden",), {}),
+            ("Where", ("hidden", "zero", "shares"), ("y",), {}),
+        ],
+        {"zero": np.float32(0)},
+        opset=opset,
+    )
+
+
+def test_isnan_stays_in_float32_in_bf16_alone():
+    kept = to_half(masked_attention(22), "bf16", {}).kept
+    assert kept == {1: "TensorRT does not compile IsNaN of BF16"}
+    assert to_half(masked_attention(20), "fp16", {}).kept == {}
+
+
 def test_an_operator_of_another_domain_stays_in_float32():
     model = vector([("Neg", ("x",), ("h",), {}), ("Relu", ("h",), ("y",), {})])
     model.graph.node[1].domain = "com.example"

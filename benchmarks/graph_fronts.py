@@ -1,0 +1,226 @@
+"""`compress` on exported trained models against uniform ranks: ONNX in and out, no fine-tuning, latency measured."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import chain, islice, zip_longest
+from pathlib import Path
+from typing import Any
+
+import fronts
+import numpy as np
+import torch
+from graph_cost import accuracy_of, graph_cost
+from rank_choice import latency_line
+from subjects import SUBJECTS, build, data, dense_weights
+
+from lrd_deploy.bench.compare import compare
+from lrd_deploy.bench.environment import environment
+from lrd_deploy.decompose.factorize import factors_of
+from lrd_deploy.engines import SessionSettings, runtime
+from lrd_deploy.engines.inputs import save_arrays
+from lrd_deploy.errors import LrdError
+from lrd_deploy.export.onnx_file import read_model, write_model
+from lrd_deploy.export.onnx_layers import survey_onnx
+from lrd_deploy.export.torch_export import INPUT, OUTPUT, export_onnx
+from lrd_deploy.models.data import batches
+from lrd_deploy.observer import SilentObserver
+from lrd_deploy.pipeline.bias_correction import corrected
+from lrd_deploy.pipeline.compressing import compress, measuring_here
+from lrd_deploy.pipeline.onnx_planning import onnx_evidence
+from lrd_deploy.pipeline.onnx_samples import stored_samples
+from lrd_deploy.ranks.choose import plan_ranks
+from lrd_deploy.recipe import LatencyRank, UniformRank
+from lrd_deploy.recipe.settings import Bench
+from lrd_deploy.rewrite.apply import apply_rules
+from lrd_deploy.rewrite.decompose_node import DecomposeNode
+
+OPSET, SAMPLES, SEED = 20, 512, 0
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Formula ranks of one alpha for every node; `weighted` as `compress` does it but for the ranks.
+
+    Plain factors are those of the weights alone, and biases stay.
+    """
+
+    policy: UniformRank
+    weighted: bool = False
+
+
+Row = LatencyRank | Uniform
+_COMPRESSED: Mapping[str, Row] = {
+    **{f"latency, {speedup:g}×": LatencyRank(target_speedup=speedup) for speedup in (1.25, 1.5, 2)},
+    **{f"latency, error {error:g}": LatencyRank(max_error=error) for error in (0.05, 0.2)},
+}
+_UNIFORM: Mapping[str, Row] = {
+    **{f"alpha {alpha:g}": Uniform(UniformRank(alpha=alpha)) for alpha in (1.1, 1.25, 1.5, 2)},
+    **{
+        f"weighted, alpha {alpha:g}, floored to 16": Uniform(UniformRank(alpha=alpha, round_to=16), weighted=True)
+        for alpha in (1.25, 2)
+    },
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The subcommand's own."""
+    parser.add_argument("--models", nargs="+", choices=SUBJECTS, default=["resnet18", "vit"])
+    parser.add_argument("--rows", nargs="+", metavar="NAME", choices=[*_all()], help="only these rows, and dense")
+    parser.add_argument("--launches", type=int, default=4)
+    parser.add_argument("--dense-epochs", type=int, help="instead of the model's own number, to try the script")
+    parser.add_argument("--plot", type=Path, metavar="FOLDER", help="draw a picture per model there")
+
+
+def record(options: argparse.Namespace) -> None:
+    """Makes and measures every row that is missing; the kinds of rows take turns."""
+    for model in options.models:
+        bout = Bout(model, options)
+        wanted = {name: row for name, row in _all().items() if not options.rows or name in {"dense", *options.rows}}
+        for name, row in wanted.items():
+            if name not in bout.done():
+                bout.run(name, row)
+    if options.plot:
+        stored = fronts.read(_store(options.out))
+        for model in dict.fromkeys(line["model"] for line in stored):
+            print(fronts.plot(fronts.front(stored, model), options.plot / f"fronts-compress-{model}.svg"))
+
+
+def tables(out: Path) -> str:
+    """Per model all rows, and the fastest of each kind at an accuracy."""
+    stored = fronts.read(_store(out))
+    told = []
+    for model in dict.fromkeys(line["model"] for line in stored):
+        front = fronts.front(stored, model)
+        lines = {line["row"]: line for line in stored if line["model"] == model}
+        told.append(f"## {model}\n\n{_table(front, lines)}\n\n{fronts.summary(front)}")
+    return "\n\n".join(told)
+
+
+def _table(front: fronts.Front, lines: Mapping[str, dict[str, Any]]) -> str:
+    """The rows from slow to fast, refusals at the end. The error is of the logits on the test images."""
+    rows = ["| row | ranks | output error | accuracy | speedup | MACs | speedup × MACs |", "|---" * 7 + "|"]
+    for point in sorted(front.points, key=lambda point: point.speedup):
+        speedup = f"{point.speedup:.2f}× ({point.low:.2f} to {point.high:.2f})"
+        cells = (point.row, point.ranks or "–", f"{lines[point.row]['error']:.3f}", f"{point.accuracy:.2%}", speedup)
+        rows.append(f"| {' | '.join(cells)} | {point.macs:.1%} | {point.efficiency:.2f} |")
+    rows += [f"| {row} | refused: {' '.join(reason.split())} | | | | | |" for row, reason in front.refusals.items()]
+    return "\n".join(rows)
+
+
+class Bout:
+    """All rows of one model."""
+
+    def __init__(self, model: str, options: argparse.Namespace) -> None:
+        self.model, self.out, self.epochs = model, options.out, options.dense_epochs
+        self.bench = Bench(batch=8, threads=1, launches=options.launches, rounds=20)
+        self.images = data(model, SEED)
+        self.folder = options.out / "fronts" / (f"{model}-{self.epochs}-epochs" if self.epochs else model)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        budget = {"dense_epochs": self.epochs or SUBJECTS[model].dense.epochs, "launches": options.launches}
+        self.identity = {"model": model, "seed": SEED, "budget": budget, "machine": environment().fingerprint}
+
+    def done(self) -> set[str]:
+        """Names of the finished rows."""
+        return {line["row"] for line in fronts.read(_store(self.out)) if self.identity.items() <= line.items()}
+
+    def run(self, name: str, row: Row | None) -> None:
+        """Makes a row's file, judges it on the test images and times it against dense, in fresh processes."""
+        started = time.perf_counter()
+        path = self.folder / f"{''.join(c if c.isalnum() else '-' for c in name)}.onnx"
+        try:
+            line = {**self._made(row, path), **self._judged(path)}
+        except LrdError as refusal:
+            line = {"refusal": str(refusal)}
+        line = {**self.identity, "row": name, **line, "seconds": round(time.perf_counter() - started, 1)}
+        with _store(self.out).open("a") as stream:
+            stream.write(json.dumps(line) + "\n")
+        print(f"{self.model}: {fronts.one_line(line)}", flush=True)
+
+    @cached_property
+    def dense(self) -> Path:
+        """The trained model's file, made first where it is not there yet."""
+        path = self.folder / "dense-model.onnx"
+        if not path.exists():
+            weights = dense_weights(self.model, SEED, self.out, self.epochs)
+            export_onnx(build(self.model, weights).eval(), self.images.example(), path, opset=OPSET)
+        return path
+
+    @cached_property
+    def samples(self) -> Path:
+        """Training images, the same in every call."""
+        self.images.train.generator.manual_seed(SEED)
+        size = len(next(iter(batches(self.images.train)))[0])
+        self.images.train.generator.manual_seed(SEED)
+        seen = [inputs for inputs, _ in islice(batches(self.images.train), -(-SAMPLES // size))]
+        return save_arrays(self.folder / "samples.npz", {INPUT: torch.cat(seen)[:SAMPLES].numpy()})
+
+    def _made(self, row: Row | None, path: Path) -> dict[str, Any]:
+        match row:
+            case None:
+                path.write_bytes(self.dense.read_bytes())
+                return {"ranks": []}
+            case LatencyRank():
+                samples = stored_samples(self.samples, self.bench.batch)
+                store, inputs = self.folder / "latency.jsonl", samples.held_out[0]
+                measuring = measuring_here(self.dense, inputs, self.bench, store, [], SilentObserver())
+                done = compress(self.dense, path, row, samples, measuring, SilentObserver())
+                return {"ranks": [str(layer.choice) for layer in done.layers]}
+            case Uniform():
+                return self._uniform(row, path)
+
+    def _uniform(self, row: Uniform, path: Path) -> dict[str, Any]:
+        """Formula ranks in the graph itself, without a measurement."""
+        dense = read_model(self.dense)
+        layers = survey_onnx(dense)
+        plan = plan_ranks(layers, row.policy)
+        choices = {layer.name: layer.choice for layer in plan.factorised}
+        if row.weighted:
+            calibration = stored_samples(self.samples, self.bench.batch).calibration
+            metrics = onnx_evidence(dense, layers, calibration).metrics
+            rules = [
+                DecomposeNode({name: choice}, partial(factors_of, metric=metrics.get(name)))
+                for name, choice in choices.items()
+            ]
+            lowrank, _, _ = apply_rules(dense, rules)
+            lowrank, _ = corrected(dense, lowrank, choices, calibration)
+        else:
+            lowrank, _, _ = apply_rules(dense, [DecomposeNode(choices)])
+        write_model(lowrank, path)
+        return {"ranks": [str(layer.choice) for layer in plan.layers]}
+
+    def _judged(self, path: Path) -> dict[str, Any]:
+        example = self.images.example()
+        comparison, _ = compare(self.dense, path, {INPUT: example[: self.bench.batch].numpy()}, self.bench)
+        own, dense = (graph_cost(file, example[:1].numpy()) for file in (path, self.dense))
+        return {
+            "accuracy": accuracy_of(path, self.images.test),
+            "error": self._error(path),
+            "macs": own.macs,
+            "parameters": own.parameters,
+            "dense_macs": dense.macs,
+            "dense_parameters": dense.parameters,
+            "latency": latency_line(comparison),
+        }
+
+    def _error(self, path: Path) -> float:
+        """Relative L2 difference of the logits on the test images."""
+        runs = [runtime("onnxruntime").load(file, SessionSettings()).run for file in (self.dense, path)]
+        pairs = [[run({INPUT: inputs.numpy()})[OUTPUT] for run in runs] for inputs, _ in batches(self.images.test)]
+        dense, lowrank = (np.concatenate(outputs) for outputs in zip(*pairs, strict=True))
+        return float(np.linalg.norm(lowrank - dense) / np.linalg.norm(dense))
+
+
+def _all() -> dict[str, Row | None]:
+    """Every row by name, dense first; compressed and uniform ones in turn, so that neither has the later hours."""
+    turns = chain.from_iterable(zip_longest(_COMPRESSED.items(), _UNIFORM.items()))
+    return {"dense": None, **dict(pair for pair in turns if pair)}
+
+
+def _store(out: Path) -> Path:
+    return out / "fronts.jsonl"
