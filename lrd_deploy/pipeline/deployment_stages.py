@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from lrd_deploy.bench.environment import environment
 from lrd_deploy.engines.inputs import Batch, repeated, save_arrays, stored_batches
 from lrd_deploy.errors import BackendError
-from lrd_deploy.files import write_whole
+from lrd_deploy.files import write_with_companions
 from lrd_deploy.pipeline.training_stages import build_data, build_model, sources
 from lrd_deploy.pipeline.workspace import Workspace
 from lrd_deploy.records import (
@@ -221,7 +221,7 @@ def _export_one(model: nn.Module, example: object, path: Path, opset: int) -> Ex
             raise outputs_moved(f"exporting to '{path}'", difference)
         exported.append(record.model_copy(update={"path": Path(path.name), "difference": difference}))
 
-    write_whole(path, export_and_compare)
+    write_with_companions(path, export_and_compare)
     return exported[0]
 
 
