@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -51,6 +52,37 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> Path:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+    return path
+
+
+def write_with_companions(path: Path, write: Callable[[Path], None]) -> Path:
+    """Lets `write` fill a file and others beside it in a temporary folder, then moves them to where `path` is.
+
+    The file itself comes last, so that there is never one without what it refers to. A companion's name must say what
+    it holds, as with a digest: one of that name is replaced.
+
+    Raises:
+        StorageError: the folder or the disk refuses.
+    """
+    with storage_errors("writing", path):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        folder = path.with_name(f"{_TEMPORARY}{os.getpid()}-{path.name}.d")
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            write(folder / path.name)
+            companions = [file for file in folder.iterdir() if file.name != path.name]
+            new = [name for file in companions if not (name := path.with_name(file.name)).exists()]
+            try:
+                for file in (*companions, folder / path.name):
+                    _flush_to_disk(file)
+                    os.replace(file, path.with_name(file.name))
+            except BaseException:
+                for file in new:
+                    file.unlink(missing_ok=True)
+                raise
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
     return path
 
 

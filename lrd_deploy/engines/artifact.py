@@ -10,9 +10,9 @@ from typing import Any
 from lrd_deploy.engines.backend import BackendStatus
 from lrd_deploy.engines.gpu import NoGpu
 from lrd_deploy.errors import InputError, UsageError
-from lrd_deploy.export.model_files import external_locations, read_graph
+from lrd_deploy.export.model_files import external_locations
 from lrd_deploy.export.node_precision import node_shares
-from lrd_deploy.export.onnx_file import weight_precision, weight_shares
+from lrd_deploy.export.onnx_file import read_model, weight_precision, weight_shares
 from lrd_deploy.files import read_bytes, sha256_of
 from lrd_deploy.records import EngineArtifact, Processor, TargetGpu
 
@@ -32,7 +32,7 @@ def artifact_of(
         seconds: that the build took.
         also: further fields of the record.
     """
-    graph = read_graph(model)
+    graph = read_model(model)
     return EngineArtifact(
         path=Path(engine.name),
         sha256=sha256_of(engine),

@@ -10,7 +10,8 @@ from lrd_deploy.engines.artifact import manifest_of
 from lrd_deploy.engines.backend import BuildSettings
 from lrd_deploy.engines.catalogue import builder
 from lrd_deploy.errors import UsageError
-from lrd_deploy.export.model_files import external_locations, read_graph
+from lrd_deploy.export.model_files import external_locations
+from lrd_deploy.export.onnx_file import read_model
 from lrd_deploy.files import sha256_of
 from lrd_deploy.records import EngineArtifact, PrecisionReport
 
@@ -50,6 +51,7 @@ def build_engine(
             accepted="another place for the engine",
             remedy="correct -o",
         )
+    read_model(model)  # no engine gets to see a file that is not valid, or weights outside its folder
     artifact = able.build(model, engine, settings)
     if converted:
         artifact = artifact.model_copy(update=_origin(converted))
@@ -103,7 +105,7 @@ def _only(batch: int) -> dict[str, int]:
 
 def _origin(converted: Converted) -> dict[str, object]:
     model, report = converted
-    places = external_locations(read_graph(model))
+    places = external_locations(read_model(model))
     return {
         "source_sha256": report.source_sha256,
         "external_data": {place: sha256_of(model.parent / place) for place in places},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Mapping, Sequence
+from math import prod
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -17,6 +18,7 @@ from lrd_deploy.files import storage_errors, write_whole
 from lrd_deploy.records import TensorInfo
 
 Batch = dict[str, NDArray[np.generic]]
+_MOST_VALUES = 2**28  # of one random input: 2 GiB while it is drawn
 
 
 def random_batches(model: Path, batches: Sequence[int]) -> list[Batch]:
@@ -143,6 +145,13 @@ def _random(
 ) -> NDArray[np.generic]:
     free = (batch, *(8 for _ in tensor.shape[1:]))
     shape = tuple(size if isinstance(dim, str) else dim for dim, size in zip(tensor.shape, free, strict=False))
+    if prod(shape) > _MOST_VALUES:
+        raise InputError(
+            f"making a random input '{tensor.name}'",
+            found=f"a shape of {' × '.join(map(str, shape))}",
+            accepted=f"at most {_MOST_VALUES} values",
+            remedy="pass real inputs with --inputs, or correct the shape that the graph gives it",
+        )
     if tensor.dtype.startswith("float"):
         return random.standard_normal(shape).astype(tensor.dtype)
     if tensor.name in rows:

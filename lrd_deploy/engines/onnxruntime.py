@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -24,9 +27,13 @@ from lrd_deploy.engines.execution_provider import (
 from lrd_deploy.engines.io_binding import BoundCall, outside_graphs
 from lrd_deploy.engines.onnxruntime_profile import OnnxRuntimeProfile, profile_options
 from lrd_deploy.engines.processor import processor
-from lrd_deploy.errors import BackendError
-from lrd_deploy.files import read_bytes, write_whole
+from lrd_deploy.errors import BackendError, LrdError
+from lrd_deploy.export.onnx_file import write_model
+from lrd_deploy.export.tensor_data import all_tensors, as_in_file, folder_of, is_beside
+from lrd_deploy.files import storage_errors, write_whole
 from lrd_deploy.records import EngineArtifact, Execution
+
+_SOURCE_LINE = re.compile(r"/\S+\.(?:cc|h):\d+ .*?\) ")  # where in ONNX Runtime's own source it was raised
 
 
 class OnnxRuntime:
@@ -143,21 +150,40 @@ def _session(model: Path | ModelProto, options: Any, execution: Execution) -> An
     demand_placement_(options, execution, onnxruntime.InferenceSession)
     in_file = isinstance(model, Path)
     if in_file:
-        read_bytes(model)[:0]  # an unreadable file is told as such
+        with storage_errors("reading", model), model.open("rb"):  # an unreadable file is told as such
+            pass
     doing = f"loading '{model if in_file else model.graph.name}'"
     try:
-        source = str(model) if in_file else model.SerializeToString()
-        session = onnxruntime.InferenceSession(source, options, providers=providers(execution))
+        with _source(model, options) as source:
+            session = onnxruntime.InferenceSession(source, options, providers=providers(execution))
+    except LrdError:
+        raise
     except Exception as exc:  # ONNX Runtime's errors share no base class
         raise _refused(doing, exc) from exc
     check_placement(session, execution, doing)
     return session
 
 
+@contextmanager
+def _source(model: Path | ModelProto, options: Any) -> Iterator[str | bytes]:
+    """What ONNX Runtime is given: a path, or a model's bytes with the one folder that its weights are in."""
+    if isinstance(model, Path):
+        yield str(model)
+        return
+    folders = {folder_of(tensor) for tensor in all_tensors(model) if is_beside(tensor)}
+    if len(folders) <= 1:
+        for folder in folders:
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+        yield as_in_file(model).SerializeToString() if folders else model.SerializeToString()
+        return
+    with TemporaryDirectory(prefix="lrd-deploy-") as folder:
+        yield str(write_model(model, Path(folder, "model.onnx")))
+
+
 def _refused(doing: str, exc: Exception) -> BackendError:
     return BackendError(
         f"{doing} with ONNX Runtime",
-        found=" ".join(str(exc).split())[:400],
+        found=_SOURCE_LINE.sub("", " ".join(str(exc).split()))[:400],
         accepted="a model and inputs that ONNX Runtime takes",
         remedy="check the inputs' names and shapes, and the model's opset against the installed version",
     )

@@ -23,7 +23,7 @@ from lrd_deploy.engines.tensorrt_compile import CompilePlan, CompileResult
 from lrd_deploy.engines.tensorrt_session import TensorRTSession, open_session
 from lrd_deploy.engines.timing_cache import OpenedCache, TimingCacheKey, open_cache
 from lrd_deploy.errors import LrdError, MissingPackage, UsageError, raise_all
-from lrd_deploy.export.model_files import read_graph
+from lrd_deploy.export.onnx_file import read_model
 from lrd_deploy.files import move_into_place, write_whole
 from lrd_deploy.records import EngineArtifact, InputProfile, TargetGpu
 
@@ -69,7 +69,7 @@ class TensorRT:
             model=model,
             engine=engine,
             settings=settings,
-            inputs=input_profiles(read_graph(model), settings),
+            inputs=input_profiles(read_model(model), settings),
             capabilities=settings.compute_capabilities or (_DEFAULT_CAPABILITIES if self._is_rtx else ()),
             machine=machine if isinstance(machine, TargetGpu) else None,
             cache=self._opened_cache(settings, trt, machine),

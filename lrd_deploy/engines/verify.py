@@ -10,7 +10,7 @@ from onnx import ModelProto
 
 from lrd_deploy.engines.backend import Arrays, SessionSettings
 from lrd_deploy.engines.catalogue import runtime
-from lrd_deploy.engines.difference import compare_outputs
+from lrd_deploy.engines.difference import answers, compare_outputs
 from lrd_deploy.engines.precision_noise import explained_difference
 from lrd_deploy.errors import InputError
 from lrd_deploy.export.onnx_file import graph_inputs, read_model, weight_precision
@@ -37,9 +37,9 @@ def verify(
     models = read_model(reference), read_model(candidate)
     check_same_inputs(*models)
     backend = runtime("onnxruntime")
-    sessions = [backend.load(path, SessionSettings()) for path in (reference, candidate)]
+    expected = answers(backend.load(reference, SessionSettings()).run, batches)
     rounding = explained_difference(*models)
-    found = compare_outputs(sessions[0].run, sessions[1].run, batches, rounding)
+    found = compare_outputs(expected, backend.load(candidate, SessionSettings()).run, batches, rounding)
     unjudged = Verification(
         **found.model_dump(),
         sqnr_db=-20 * log10(found.relative_l2) if found.relative_l2 else None,

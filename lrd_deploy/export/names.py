@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence, Set
 import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto
 
+from lrd_deploy.export.tensor_data import tensor_values
 from lrd_deploy.records import NodeOrigin
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
@@ -114,5 +115,5 @@ def refreshed_origins(model: ModelProto, origins: Sequence[NodeOrigin]) -> tuple
 
 
 def _fingerprint(weight: onnx.TensorProto) -> dict[str, object]:
-    array = onnx.numpy_helper.to_array(weight)
+    array = tensor_values(weight)
     return {"weight_shape": array.shape, "weight_sha256": hashlib.sha256(array.tobytes()).hexdigest()}

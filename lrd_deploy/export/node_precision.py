@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 
-import onnx
-from onnx import GraphProto, ModelProto, TensorProto
+from onnx import ModelProto, TensorProto
+
+from lrd_deploy.export.skeleton import inferred
 
 _NAMES = {
     TensorProto.FLOAT: "fp32",
@@ -35,21 +36,6 @@ def node_shares(model: ModelProto) -> dict[str, float]:
 
 def _types(model: ModelProto) -> dict[str, int]:
     """Element types by the name of the value."""
-    light = ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
-    light.graph.CopyFrom(_without_weights(model.graph))
-    inferred = onnx.shape_inference.infer_shapes(light).graph
-    values = (*inferred.input, *inferred.value_info, *inferred.output)
+    found = inferred(model)
+    values = (*found.input, *found.value_info, *found.output)
     return {value.name: value.type.tensor_type.elem_type for value in values}
-
-
-def _without_weights(graph: GraphProto) -> GraphProto:
-    """The graph with initializers as inputs of their type: there may be gigabytes of them."""
-    light = GraphProto(name=graph.name, node=graph.node, input=graph.input, output=graph.output)
-    light.value_info.extend(graph.value_info)
-    there = {value.name for value in graph.input}
-    light.input.extend(
-        onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
-        for tensor in graph.initializer
-        if tensor.name not in there
-    )
-    return light

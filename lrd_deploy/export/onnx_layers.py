@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 import onnx
-from google.protobuf.message import EncodeError
 from numpy.typing import NDArray
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
 from lrd_deploy.errors import InputError
 from lrd_deploy.export.onnx_file import tensor_info
 from lrd_deploy.export.sized_graph import with_sizes
+from lrd_deploy.export.skeleton import inferred, skeleton
+from lrd_deploy.export.tensor_data import tensor_values
 from lrd_deploy.models.layer import Layer, nothing_to_factorise, skip_refusal
 from lrd_deploy.records import LayerSignature
 
@@ -96,13 +97,13 @@ def _handed_on(graph: GraphProto, constants: Mapping[str, TensorProto]) -> dict[
     found: dict[str, TensorProto] = {}
     for node in graph.node:
         source = (found.get(node.input[0]) or constants.get(node.input[0])) if node.input else None
-        if source is None or _is_elsewhere(source):
+        if source is None:
             continue
         if node.op_type == "Identity":
             found[node.output[0]] = source
         elif node.op_type == "Transpose":
             axes = next((list(entry.ints) for entry in node.attribute if entry.name == "perm"), None)
-            found[node.output[0]] = numpy_helper.from_array(numpy_helper.to_array(source).transpose(axes))
+            found[node.output[0]] = numpy_helper.from_array(tensor_values(source).transpose(axes))
     return found
 
 
@@ -124,16 +125,7 @@ def inferred_shapes(model: ModelProto, shapes: Mapping[str, Sequence[int]] | Non
     Raises:
         InputError: the graph's shapes contradict each other.
     """
-    try:
-        sized = with_sizes(model, shapes) if shapes else model
-        graph = onnx.shape_inference.infer_shapes(sized, data_prop=True).graph
-    except (onnx.shape_inference.InferenceError, EncodeError, ValueError) as exc:
-        raise InputError(
-            f"inferring the shapes of the graph '{model.graph.name}'",
-            found=" ".join(str(exc).split())[:400] or type(exc).__name__,
-            accepted="a graph of at most 2 GiB whose shapes fit together",
-            remedy="export it again",
-        ) from exc
+    graph = inferred(with_sizes(skeleton(model), shapes) if shapes else model)
     return {
         value.name: tensor_info(value).shape
         for value in (*graph.value_info, *graph.output, *graph.input)
@@ -157,14 +149,14 @@ class _WeightedNode:
 
     def weight(self) -> NDArray[np.float64]:
         """Returns the constant, (out, in) or (out, in, kh, kw); one of another shape comes as it is stored."""
-        if self.tensor is None or _is_elsewhere(self.tensor):
+        if self.tensor is None:
             raise InputError(
                 f"reading the weight of the node '{self.node.name}'",
                 found=self.obstacle or "none",
-                accepted="a constant that is in memory",
+                accepted="a constant",
                 remedy="leave this node dense",
             )
-        array = numpy_helper.to_array(self.tensor).astype(np.float64)
+        array = tensor_values(self.tensor).astype(np.float64)
         is_stored_transposed = self.node.op_type == "MatMul" or not self.attribute("transB", 0)
         return array.T if self.node.op_type != "Conv" and array.ndim == 2 and is_stored_transposed else array
 
@@ -190,15 +182,9 @@ def _obstacle(node: NodeProto, values: _Values) -> str | None:
     tensor = values.constants.get(weight)
     if tensor is None:
         return "its weight is not a constant"
-    if _is_elsewhere(tensor):
-        return "its weight is in another file that is not loaded"
     if tensor.data_type not in _FLOATS:
         return f"its weight is {TensorProto.DataType.Name(tensor.data_type).lower()}, not float16, float32 or float64"
     return None
-
-
-def _is_elsewhere(tensor: TensorProto) -> bool:
-    return tensor.data_location == TensorProto.EXTERNAL
 
 
 def _layer(found: _WeightedNode, names: Counter[str], skip: tuple[str, ...]) -> Layer:

@@ -12,7 +12,7 @@ import numpy as np
 from lrd_deploy.bench.environment import environment
 from lrd_deploy.engines.inputs import save_arrays
 from lrd_deploy.errors import InputError, UsageError
-from lrd_deploy.export.model_files import model_sha256, onnx_files, read_graph
+from lrd_deploy.export.model_files import model_sha256, onnx_files
 from lrd_deploy.export.onnx_file import default_opset, graph_inputs, read_model
 from lrd_deploy.gate.baseline import (
     INPUTS,
@@ -151,7 +151,7 @@ def _mean(shares: Sequence[float]) -> float | None:
 
 def _stage(folder: Path, candidate: Path, samples: Samples) -> None:
     """Copies the model with its external data, and writes samples and outputs."""
-    onnx_files(candidate, read_graph(candidate)).copy_to(folder / MODEL.parent)
+    onnx_files(candidate, read_model(candidate)).copy_to(folder / MODEL.parent)
     labels = {} if samples.labels is None else {"labels": samples.labels}
     save_arrays(folder / INPUTS, {**samples.inputs, **labels})
     outputs = answers(folder / MODEL, samples)

@@ -16,13 +16,13 @@ from lrd_deploy.bench.layer_latency import MeasuredLatency
 from lrd_deploy.decompose.factorize import factors_of
 from lrd_deploy.engines import SessionSettings
 from lrd_deploy.engines.backend import Arrays
-from lrd_deploy.engines.difference import compare_outputs, rounding_tolerance
+from lrd_deploy.engines.difference import Run, answers, compare_outputs, rounding_tolerance
 from lrd_deploy.engines.onnx_moments import check_batches
 from lrd_deploy.engines.onnxruntime import OnnxRuntime
 from lrd_deploy.errors import UsageError
 from lrd_deploy.export.onnx_file import read_model, weight_precision, write_model
 from lrd_deploy.export.onnx_layers import survey_onnx
-from lrd_deploy.files import read_bytes, sha256_of, storage_errors, write_bytes
+from lrd_deploy.files import sha256_of, storage_errors
 from lrd_deploy.observer import Observer
 from lrd_deploy.pipeline.bias_correction import corrected
 from lrd_deploy.pipeline.compression_search import Built, fast_enough, within_error
@@ -126,7 +126,7 @@ def compress(
             built = within_error(planner, build)
             comparison = measuring.compare(source, built.path)
         _check_faster(source, comparison, measuring)
-        write_bytes(target, read_bytes(built.path))
+        write_model(read_model(built.path), target)
     plan = with_reasons(built.plan, evidence)
     plan = plan.model_copy(update={"notes": (*plan.notes, *_caveats(dense, goal, comparison, measuring))})
     return _record(target, goal, samples, built, comparison, plan)
@@ -191,15 +191,18 @@ class _Workshop:
         """Factorises, corrects the biases where that helps on the calibration samples, and compares outputs."""
         choices = {layer.name: layer.choice for layer in plan.factorised}
         self.observer.note(f"factorising {len(choices)} layers, and correcting their biases")
-        plain, skipped = self._factorised(choices)
+        number = next(self.numbers)
+        factorised, skipped = self._factorised(choices)
+        plain = read_model(write_model(factorised, self.folder / f"uncorrected-{number}.onnx"))
+        del factorised  # weights beside the dense model are read from the copy's file from now on
         done = {name: choice for name, choice in choices.items() if name not in {entry.node for entry in skipped}}
         shifted, corrections = corrected(self.dense, plain, done, self.samples.calibration)
-        fitted = [self._difference(model, self.samples.calibration) for model in (plain, shifted)]
+        fitted = self._differences((plain, shifted), self.samples.calibration)
         is_corrected = fitted[1].relative_l2 < fitted[0].relative_l2
-        judged = [self._difference(model, self.samples.held_out) for model in (plain, shifted)]
+        judged = self._differences((plain, shifted), self.samples.held_out)
         return Built(
             plan=plan,
-            path=write_model(shifted if is_corrected else plain, self.folder / f"lowrank-{next(self.numbers)}.onnx"),
+            path=write_model(shifted if is_corrected else plain, self.folder / f"lowrank-{number}.onnx"),
             skipped=skipped,
             outputs=judged[is_corrected],
             uncorrected=judged[0],
@@ -208,18 +211,19 @@ class _Workshop:
         )
 
     def _factorised(self, choices: Mapping[str, Choice]) -> tuple[ModelProto, tuple[Skipped, ...]]:
-        """One rule per layer, since each weighs errors by its own inputs."""
-        metrics = self.evidence.metrics
-        rules = [
-            DecomposeNode({name: choice}, partial(factors_of, metric=metrics.get(name)))
-            for name, choice in choices.items()
-        ]
-        model, _, skipped = apply_rules(self.dense, rules)
+        """Each layer weighs errors by its own inputs."""
+        weighed = {name: partial(factors_of, metric=metric) for name, metric in self.evidence.metrics.items()}
+        model, _, skipped = apply_rules(self.dense, [DecomposeNode(choices, factorise_of=weighed)])
         return model, skipped
 
-    def _difference(self, model: ModelProto, batches: tuple[Arrays, ...]) -> OutputDifference:
-        sessions = [OnnxRuntime().load_in_memory(each, SessionSettings()) for each in (self.dense, model)]
-        return compare_outputs(sessions[0].run, sessions[1].run, batches, rounding_tolerance(self.dense))
+    def _differences(self, models: Sequence[ModelProto], batches: tuple[Arrays, ...]) -> list[OutputDifference]:
+        """Of each model from the dense one; one of them at a time is in memory."""
+
+        def run(model: ModelProto) -> Run:
+            return OnnxRuntime().load_in_memory(model, SessionSettings()).run
+
+        expected, tolerance = answers(run(self.dense), batches), rounding_tolerance(self.dense)
+        return [compare_outputs(expected, run(model), batches, tolerance) for model in models]
 
 
 def _record(

@@ -7,16 +7,17 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
-import onnx
-from onnx import ModelProto, TensorProto, numpy_helper
+from onnx import ModelProto, TensorProto
 
 from lrd_deploy.engines import SessionSettings, runtime
 from lrd_deploy.engines.backend import Arrays
-from lrd_deploy.engines.difference import compare_outputs
+from lrd_deploy.engines.difference import answers, compare_outputs
 from lrd_deploy.engines.precision_noise import explained_difference
 from lrd_deploy.errors import BackendError, InputError, UsageError
 from lrd_deploy.export.onnx_file import default_opset, read_model, write_model
-from lrd_deploy.files import sha256_of, write_whole
+from lrd_deploy.export.skeleton import infer_shapes_
+from lrd_deploy.export.tensor_data import tensor_values
+from lrd_deploy.files import sha256_of, write_with_companions
 from lrd_deploy.pipeline.precision_evidence import (
     Evidence,
     fitting,
@@ -79,7 +80,7 @@ def convert_model(source: Path, target: Path, policy: PrecisionPolicy, evidence:
             batches = fitting(original, evidence.samples.held_out)
             differences.extend(_difference(source, temporary, (original, finished), batches, notes))
 
-    write_whole(target, write_and_compare)
+    write_with_companions(target, write_and_compare)
     found = {"kept": _left_out(model, conversion, policy), "folded": normalisations, "notes": tuple(notes)}
     return _report(
         digest, target, policy, share=share, modified=True, difference=next(iter(differences), None), **found
@@ -112,7 +113,7 @@ def _converted(source: Path, model: ModelProto, policy: PrecisionPolicy, evidenc
 def _check_constants(source: Path, model: ModelProto) -> None:
     """Infinities may be meant, as in masks; NaN never is."""
     for name, tensor in GraphValues.of(model).constants.items():
-        if tensor.data_type == TensorProto.FLOAT and np.isnan(numpy_helper.to_array(tensor)).any():
+        if tensor.data_type == TensorProto.FLOAT and np.isnan(tensor_values(tensor)).any():
             raise InputError(
                 f"converting '{source}'",
                 found=f"NaN in the constant '{name}'",
@@ -141,20 +142,21 @@ def _named(model: ModelProto, patterns: Sequence[str]) -> dict[int, str]:
 
 
 def _finished(model: ModelProto, precision: str) -> ModelProto:
-    """The converted graph with its types inferred anew.
+    """The converted graph, in place, with its types inferred anew.
 
     Raises:
         InputError: they contradict each other.
     """
     try:
-        return onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
-    except onnx.shape_inference.InferenceError as exc:
+        infer_shapes_(model)
+    except InputError as exc:
         raise InputError(
             f"converting '{model.graph.name}' to {precision.upper()}",
-            found=" ".join(str(exc).split())[:400],
+            found=exc.found,
             accepted="a graph whose types fit together after the conversion",
             remedy="report this with the model; --keep NAME leaves the node that it names in float32",
         ) from exc
+    return model
 
 
 def _difference(
@@ -162,14 +164,14 @@ def _difference(
 ) -> Iterator[OutputDifference]:
     """Of the outputs on these batches; a note where ONNX Runtime has no kernels for the result."""
     backend = runtime("onnxruntime")
-    reference = backend.load(source, SessionSettings())
+    reference = answers(backend.load(source, SessionSettings()).run, batches)
     try:
         candidate = backend.load(target, SessionSettings())
     except BackendError as refusal:
         found = refusal.found.replace(str(target), "the result")
         notes.append(f"outputs were not compared: {found[:200]}")
         return
-    yield compare_outputs(reference.run, candidate.run, batches, explained_difference(*models))
+    yield compare_outputs(reference, candidate.run, batches, explained_difference(*models))
 
 
 def _opset_note(model: ModelProto, policy: PrecisionPolicy) -> Iterator[str]:

@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from lrd_deploy.bench.environment import environment
 from lrd_deploy.engines.inputs import Batch, repeated, save_arrays, stored_arrays, stored_batches
 from lrd_deploy.errors import BackendError
-from lrd_deploy.export.model_files import read_graph
-from lrd_deploy.export.onnx_file import graph_inputs
-from lrd_deploy.files import write_whole
+from lrd_deploy.export.onnx_file import graph_inputs, read_model
+from lrd_deploy.files import sha256_of, write_with_companions
 from lrd_deploy.pipeline.training_stages import build_data, build_model, sources
 from lrd_deploy.pipeline.workspace import Workspace
 from lrd_deploy.records import (
@@ -79,6 +78,7 @@ def build_stage(work: Workspace, exported: ExportedPair, rewritten: RewrittenMod
     depends_on = {
         "dense": exported.dense.sha256,
         "lowrank": rewritten.report.sha256,
+        "inputs": sha256_of(work.path(str(exported.inputs))),
         "backends": {status.name: status.version for status in here},
         "machine": environment().fingerprint,
         "build": work.recipe.build.model_dump(mode="json"),
@@ -94,6 +94,7 @@ def bench_stage(work: Workspace, exported: ExportedPair, rewritten: RewrittenMod
     depends_on = {
         "dense": exported.dense.sha256,
         "lowrank": rewritten.report.sha256,
+        "inputs": sha256_of(work.path(str(exported.inputs))),
         "bench": settings.model_dump(mode="json", exclude={"training_launches"}),
         "machine": environment().fingerprint,
     }
@@ -157,17 +158,19 @@ def engine_settings(recipe: Recipe) -> BuildSettings:
     )
 
 
-def _settings_for(backend: str, work: Workspace, model: Path) -> BuildSettings:
+def _settings_for(backend: str, work: Workspace) -> BuildSettings:
     """Named GPUs are TensorRT-RTX's alone: TensorRT compiles for the one at hand.
 
     A dynamic dimension that the recipe gives no sizes may have up to the size that it has in the data.
     """
-    settings, inputs = engine_settings(work.recipe), stored_arrays(work.path("export", _INPUTS))
+    settings, data = engine_settings(work.recipe), stored_arrays(work.path("export", _INPUTS))
+    inputs = graph_inputs(read_model(work.path("dense.onnx")))
+    batches = {tensor.shape[0] for tensor in inputs if tensor.shape}
     sizes = {
         dim: DimensionRange(min=1, opt=size, max=size)
-        for tensor in graph_inputs(read_graph(model))
-        for dim, size in zip(tensor.shape[1:], inputs[tensor.name].shape[1:], strict=True)
-        if isinstance(dim, str)
+        for tensor in inputs
+        for dim, size in zip(tensor.shape[1:], data[tensor.name].shape[1:], strict=True)
+        if isinstance(dim, str) and dim not in batches
     }
     named = work.recipe.build.compute_capabilities if backend == "tensorrt-rtx" else ()
     return settings.model_copy(update={"compute_capabilities": named, "dimensions": {**sizes, **settings.dimensions}})
@@ -180,12 +183,10 @@ def _build_all(work: Workspace, backends: list[str]) -> tuple[BuiltEngines, list
     built, refused, files = {}, {}, []
     jobs = [(backend, arm) for backend in backends for arm in ("dense", "lowrank")]
     for number, (backend, arm) in enumerate(jobs):
-        engine = work.path("engines", f"{arm}.{backend}")
+        model, engine = work.path(f"{arm}.onnx"), work.path("engines", f"{arm}.{backend}")
         engine.parent.mkdir(exist_ok=True)
         try:
-            artifact = build_engine(
-                backend, work.path(f"{arm}.onnx"), engine, _settings_for(backend, work, work.path(f"{arm}.onnx"))
-            )
+            artifact = build_engine(backend, model, engine, _settings_for(backend, work))
         except BackendError as refusal:
             refused[f"{backend} {arm}"] = str(refusal)
             continue
@@ -236,7 +237,7 @@ def _export_one(model: nn.Module, example: Example, path: Path, opset: int) -> E
             raise outputs_moved(f"exporting to '{path}'", difference)
         exported.append(record.model_copy(update={"path": Path(path.name), "difference": difference}))
 
-    write_whole(path, export_and_compare)
+    write_with_companions(path, export_and_compare)
     return exported[0]
 
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from onnx import ModelProto
 
 from lrd_deploy.engines import SessionSettings, runtime
 from lrd_deploy.engines.backend import Arrays
-from lrd_deploy.engines.difference import compare_outputs, outputs_moved, rounding_tolerance
+from lrd_deploy.engines.difference import answers, compare_outputs, outputs_moved, rounding_tolerance
 from lrd_deploy.errors import InputError
 from lrd_deploy.export.onnx_file import read_model, write_model
-from lrd_deploy.files import sha256_of, write_whole
+from lrd_deploy.files import sha256_of, write_with_companions
 from lrd_deploy.pipeline.chain_decisions import decide
 from lrd_deploy.ranks.source import LatencySource
 from lrd_deploy.recipe.settings import Bench
@@ -26,9 +26,13 @@ from lrd_deploy.records import (
     Skipped,
 )
 from lrd_deploy.rewrite.apply import apply_rules
+from lrd_deploy.rewrite.merge_factors import MergeFactors
+from lrd_deploy.rewrite.pad_rank import PadRank
+from lrd_deploy.rewrite.truncate_rank import TruncateRank
 
 QUANTA = (8, 16, 32, 64)
 GRANTED = "lrd_deploy.truncated_within"  # the key of a model's metadata: the error that its truncations were allowed
+ChainRule = PadRank | TruncateRank | MergeFactors
 _SHARES = (1.0, 0.5, 0.25, 0.125, 0.0)  # of the allowed error, tried until the outputs are within it
 
 
@@ -74,7 +78,7 @@ def enforce_ranks(
         StorageError: a file cannot be read or written.
     """
     model, backend = read_model(source), runtime("onnxruntime")
-    before, tolerance = backend.load(source, SessionSettings()).run, rounding_tolerance(model)
+    before, tolerance = answers(backend.load(source, SessionSettings()).run, batches), rounding_tolerance(model)
     done: list[RewrittenModel] = []
 
     def rewrite_and_compare(temporary: Path) -> None:
@@ -100,7 +104,7 @@ def enforce_ranks(
         )
         done.append(RewrittenModel(report=report, difference=difference))
 
-    write_whole(target, rewrite_and_compare)
+    write_with_companions(target, rewrite_and_compare)
     return done[0]
 
 
@@ -173,7 +177,7 @@ def _enforced(model: ModelProto, goal: Goal, allowed: float, latency: LatencySou
         if not changes:
             break
         merges_last = sorted(changes, key=lambda one: one.decision.action == "merge")  # they may rename neighbours
-        model, done, _ = apply_rules(model, [one.rule for one in merges_last])
+        model, done, _ = apply_rules(model, _joined([one.rule for one in merges_last]))
         if not done:
             break
         applied += done
@@ -182,6 +186,15 @@ def _enforced(model: ModelProto, goal: Goal, allowed: float, latency: LatencySou
     if truncated:
         _grant_(model, goal.max_error)
     return _Enforced(model, applied, decisions)
+
+
+def _joined(rules: Sequence[ChainRule]) -> list[ChainRule]:
+    """One rule for all chains that the same is done to, as each rule looks for the chains in the whole graph."""
+    chains: dict[ChainRule, frozenset[str]] = {}
+    for rule in rules:
+        everywhere = replace(rule, only=None)
+        chains[everywhere] = chains.get(everywhere, frozenset()) | rule.only
+    return [replace(rule, only=names) for rule, names in chains.items()]
 
 
 def _grant_(model: ModelProto, error: float) -> None:

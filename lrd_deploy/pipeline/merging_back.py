@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,8 @@ from lrd_deploy.bench.compare import compare
 from lrd_deploy.bench.profile import ProfileSettings, profile
 from lrd_deploy.engines.backend import Arrays
 from lrd_deploy.errors import UsageError
-from lrd_deploy.files import sha256_of, write_whole
+from lrd_deploy.export.onnx_file import read_model, write_model
+from lrd_deploy.files import sha256_of
 from lrd_deploy.observer import Observer
 from lrd_deploy.pipeline.rewriting import rewrite_model
 from lrd_deploy.recipe.settings import Bench
@@ -53,7 +53,7 @@ def merge_back(
         speedup = measure(source, merged) if rewritten.report.modified else None
         if speedup is not None and speedup.high < 1:
             raise _slower(source, rewritten.report, speedup)
-        write_whole(target, lambda temporary: shutil.copyfile(merged, temporary))
+        write_model(read_model(merged), target)
     report = rewritten.report.model_copy(update={"speedup": speedup})
     return rewritten.model_copy(update={"report": report})
 

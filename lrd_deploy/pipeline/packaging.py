@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from lrd_deploy.engines.difference import rounding_tolerance
 from lrd_deploy.engines.inputs import random_inputs, repeated, stored_arrays
 from lrd_deploy.errors import UsageError
-from lrd_deploy.export.model_files import MODEL_NAME, PLAN_NAME, ModelFiles, onnx_files, read_graph
+from lrd_deploy.export.model_files import MODEL_NAME, PLAN_NAME, ModelFiles, onnx_files
+from lrd_deploy.export.onnx_file import read_model
 from lrd_deploy.observer import Observer, SilentObserver
 from lrd_deploy.pipeline.deployment_stages import engine_settings
 from lrd_deploy.pipeline.finished_run import FinishedRun, in_pytorch_as, open_finished_run
@@ -144,7 +145,7 @@ def package_onnx(
     Raises:
         LrdError: any of them; nothing was left in the repository, unless the disk refused while models moved there.
     """
-    model = read_graph(path)
+    model = read_model(path)
     graph, files = served_graph(model, may_batch=request.max_batch != 0), onnx_files(path, model)
     settings = request.settings(graph)
     infos = [tensor.info for tensor in graph.inputs]
@@ -205,7 +206,7 @@ def _served_of_run(run: FinishedRun, arm: Arm, request: PackageRequest) -> Itera
 
 def _served_arm(run: FinishedRun, arm: Arm, request: PackageRequest) -> Served:
     path, bench = run.model_file(arm), run.work.recipe.bench
-    graph_proto = read_graph(path)
+    graph_proto = read_model(path)
     graph = served_graph(graph_proto, may_batch=request.max_batch != 0)
     model = run.model(arm)
     trained = in_pytorch_as(model, run.inputs(), [output.info.name for output in graph.outputs])
@@ -227,7 +228,7 @@ def _served_arm(run: FinishedRun, arm: Arm, request: PackageRequest) -> Served:
 
 
 def _served_engine(run: FinishedRun, engine: EngineArtifact, onnx: Served) -> Served:
-    graph = served_graph(read_graph(onnx.files.files[MODEL_NAME]), "tensorrt", may_batch=onnx.graph.batched)
+    graph = served_graph(read_model(onnx.files.files[MODEL_NAME]), "tensorrt", may_batch=onnx.graph.batched)
     largest = min(onnx.settings.max_batch, engine_settings(run.work.recipe).max_batch)
     path = run.engine_file(engine.path, engine.sha256)
     return replace(

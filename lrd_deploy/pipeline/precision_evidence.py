@@ -6,12 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from onnx import ModelProto, numpy_helper
+from onnx import ModelProto
 
 from lrd_deploy.engines.backend import Arrays
 from lrd_deploy.engines.onnx_ranges import half_problems, onnx_magnitudes
 from lrd_deploy.errors import InputError, UsageError
 from lrd_deploy.export.onnx_file import graph_inputs, read_model
+from lrd_deploy.export.tensor_data import tensor_values
 from lrd_deploy.files import sha256_of
 from lrd_deploy.pipeline.onnx_samples import Samples
 from lrd_deploy.precision.mark import check_unconverted
@@ -129,7 +130,7 @@ def out_of_range(model: ModelProto, samples: Samples | None) -> dict[int, str]:
     for name, tensor in values.constants.items():
         if values.is_float(name):
             rounding = HalfRounding()
-            rounding.update(numpy_helper.to_array(tensor))
+            rounding.update(tensor_values(tensor))
             problems[name] = rounding.problem()
     if samples is not None:
         problems |= half_problems(model, list(_float_values(model, values)), fitting(model, samples.calibration))

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from lrd_deploy.engines import SessionSettings, runtime
 from lrd_deploy.engines.backend import Arrays
-from lrd_deploy.engines.difference import compare_outputs, outputs_moved, rounding_tolerance
+from lrd_deploy.engines.difference import answers, compare_outputs, outputs_moved, rounding_tolerance
 from lrd_deploy.errors import UsageError
 from lrd_deploy.export.onnx_file import read_model
-from lrd_deploy.files import write_whole
+from lrd_deploy.files import write_with_companions
 from lrd_deploy.records import OutputDifference, RewrittenModel
 from lrd_deploy.rewrite.apply import rewrite_file
 from lrd_deploy.rewrite.rule import Rule
@@ -67,18 +67,18 @@ def rewrite_model(
         StorageError: a file cannot be read or written.
     """
     allowed = allowed or OutputsStay()
+    tolerance = rounding_tolerance(read_model(source))  # which no engine gets to see before it is checked
     backend = runtime("onnxruntime")
-    before = backend.load(source, SessionSettings())
-    tolerance = rounding_tolerance(read_model(source))
+    before = answers(backend.load(source, SessionSettings()).run, batches)
     done: list[RewrittenModel] = []
 
     def rewrite_and_compare(temporary: Path) -> None:
         report = rewrite_file(source, rules, temporary)
-        difference = compare_outputs(before.run, backend.load(temporary, SessionSettings()).run, batches, tolerance)
+        difference = compare_outputs(before, backend.load(temporary, SessionSettings()).run, batches, tolerance)
         allowed.check(f"rewriting '{source}'", difference)
         measured = {"max_abs_difference": difference.max_abs, "relative_l2_difference": difference.relative_l2}
         whole = report.model_copy(update={"path": Path(target.name), **measured})
         done.append(RewrittenModel(report=whole, difference=difference))
 
-    write_whole(target, rewrite_and_compare)  # the target may be the source, and stays as it was if anything fails
+    write_with_companions(target, rewrite_and_compare)  # the target may be the source, and stays if anything fails
     return done[0]

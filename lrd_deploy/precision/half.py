@@ -16,6 +16,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from lrd_deploy.export.tensor_data import tensor_values
 from lrd_deploy.precision.conversion import Conversion, with_nodes
 from lrd_deploy.precision.values import FreshNames, GraphValues, has_body, is_standard
 
@@ -124,7 +125,7 @@ class _Wiring:
         if name not in self.half:
             self.half[name] = self.names.unused(f"{name}.{self.precision}")
             if name in self.values.constants:
-                array = numpy_helper.to_array(self.values.constants[name])
+                array = tensor_values(self.values.constants[name])
                 self.initializers.append(numpy_helper.from_array(rounded(self.precision, array), self.half[name]))
             else:
                 self.cast(name, self.half[name], _TYPES[self.precision])

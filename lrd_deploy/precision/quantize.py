@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from lrd_deploy.export.tensor_data import tensor_values
 from lrd_deploy.precision.conversion import Conversion, with_nodes
 from lrd_deploy.precision.placement import LARGEST, Placement, is_relu, placement
 from lrd_deploy.precision.values import FreshNames, GraphValues
@@ -97,7 +98,7 @@ def _refusal(node: NodeProto, values: GraphValues) -> str | None:
         return f"its weight is {TensorProto.DataType.Name(tensor.data_type).lower()}, not float32"
     if len(tensor.dims) not in _DIMENSIONS[node.op_type]:
         return f"its weight has {len(tensor.dims)} dimensions"
-    if not np.isfinite(numpy_helper.to_array(tensor)).all():
+    if not np.isfinite(tensor_values(tensor)).all():
         return "its weight has values that are NaN or infinite"
     return None
 
@@ -145,7 +146,7 @@ class _Quantiser:
         """The weight, stored as INT8, after its DequantizeLinear; nodes that share one go on sharing it."""
         name, axis = node.input[1], channel_axis(node)
         if (name, axis) not in self.weights:
-            array = numpy_helper.to_array(tensor)
+            array = tensor_values(tensor)
             scales = weight_scales(array, axis)
             inputs = [
                 self.constant(f"{name}.quantized", quantised_weight(array, scales, axis)),

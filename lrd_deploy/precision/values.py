@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-import onnx
-from google.protobuf.message import EncodeError
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
-from lrd_deploy.errors import InputError
 from lrd_deploy.export.onnx_file import default_opset
+from lrd_deploy.export.skeleton import inferred
+from lrd_deploy.export.tensor_data import tensor_values
 
 _STANDARD = {"", "ai.onnx"}
 _WEIGHTED = {"Conv", "Gemm", "MatMul"}
@@ -42,10 +41,10 @@ class GraphValues:
         """Infers types and shapes.
 
         Raises:
-            InputError: they contradict each other, or the model is above protobuf's 2 GiB.
+            InputError: they contradict each other.
         """
-        graph = _inferred(model).graph
-        known = (*graph.value_info, *graph.input, *graph.output)
+        graph, found = model.graph, inferred(model)
+        known = (*found.value_info, *found.input, *found.output)
         constants = constant_tensors(graph)
         types = {value.name: value.type.tensor_type.elem_type for value in known}
         types |= {tensor.name: tensor.data_type for tensor in graph.initializer}
@@ -110,7 +109,7 @@ def constant_tensors(graph: GraphProto) -> dict[str, TensorProto]:
             found[node.output[0]] = source
         elif node.op_type == "Transpose" and source is not None:
             axes = list(attributes["perm"].ints) if "perm" in attributes else None
-            found[node.output[0]] = numpy_helper.from_array(numpy_helper.to_array(source).transpose(axes))
+            found[node.output[0]] = numpy_helper.from_array(tensor_values(source).transpose(axes))
     return found
 
 
@@ -148,15 +147,3 @@ def _named_within(body: GraphProto) -> Iterator[str]:
         yield from (node.name, *node.input, *node.output)
         for inner in _bodies(node):
             yield from _named_within(inner)
-
-
-def _inferred(model: ModelProto) -> ModelProto:
-    try:
-        return onnx.shape_inference.infer_shapes(model, data_prop=True)
-    except (onnx.shape_inference.InferenceError, EncodeError, ValueError) as exc:
-        raise InputError(
-            f"inferring the types of the graph '{model.graph.name}'",
-            found=" ".join(str(exc).split())[:400] or type(exc).__name__,
-            accepted="a graph of at most 2 GiB whose types fit together",
-            remedy="export it again",
-        ) from exc

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-import onnx
 import onnx_graphsurgeon as gs
 from onnx import GraphProto, ModelProto
 from onnx_graphsurgeon.logger import G_LOGGER
@@ -15,9 +15,13 @@ from onnx_graphsurgeon.util.exception import OnnxGraphSurgeonException
 
 from lrd_deploy.errors import InputError
 from lrd_deploy.export.onnx_file import read_model, write_model
+from lrd_deploy.export.skeleton import infer_shapes_
 from lrd_deploy.files import sha256_of
 from lrd_deploy.ranks.forms import FactorName
 from lrd_deploy.records import Applied, RewriteReport, Skipped
+from lrd_deploy.rewrite.held_weights import HeldWeights
+from lrd_deploy.rewrite.imported_graph import import_graph, restore_attributes_
+from lrd_deploy.rewrite.node_order import in_data_flow_order
 from lrd_deploy.rewrite.rule import Rule
 
 
@@ -30,6 +34,7 @@ def rewrite_file(source: Path, rules: Sequence[Rule], target: Path) -> RewriteRe
     """
     model, applied, skipped = apply_rules(read_model(source), rules)
     write_model(model, target)
+    del model  # its weights are on disk by now
     return RewriteReport(
         path=Path(target.name),
         sha256=sha256_of(target),
@@ -43,19 +48,15 @@ def apply_rules(
     model: ModelProto, rules: Sequence[Rule]
 ) -> tuple[ModelProto, tuple[Applied, ...], tuple[Skipped, ...]]:
     """Returns the new model, what was done and what was not; a model that no rule changes comes back as it was."""
-    _refuse_overridable_initializers(model)
-    named = with_unique_names(model)
+    imported = _Imported.of(model)
     with _quiet_graphsurgeon():
-        graph = gs.import_onnx(named)
-        applied, skipped = _apply_(graph, rules)
-        return (_exported(graph, named) if applied else model), applied, skipped
+        applied, skipped = _apply_(imported.graph, rules)
+        return (imported.exported(model) if applied else model), applied, skipped
 
 
 def graph_of(model: ModelProto) -> gs.Graph:
     """Returns the graph as rules get to see it, every node with a name of its own; to look at, not to change."""
-    _refuse_overridable_initializers(model)
-    with _quiet_graphsurgeon():
-        return gs.import_onnx(with_unique_names(model))
+    return _Imported.of(model).graph
 
 
 def with_unique_names(model: ModelProto) -> ModelProto:
@@ -122,15 +123,51 @@ def _name_nodes_(graph: GraphProto) -> None:
         seen.add(node.name)
 
 
-def _exported(graph: gs.Graph, before: ModelProto) -> ModelProto:
-    """The graph as a model again, with what graphsurgeon drops put back and shapes inferred anew."""
-    graph.cleanup(remove_unused_graph_inputs=False).toposort()
-    _check_names(graph)
-    after = gs.export_onnx(graph)
-    after.ir_version = before.ir_version
-    _name_nodes_(after.graph)
-    copy_metadata(before, after)
-    return onnx.shape_inference.infer_shapes(after, check_type=True, strict_mode=True)
+@dataclass(frozen=True)
+class _Imported:
+    """A model as a graph of graphsurgeon's.
+
+    Attributes:
+        graph: every node with a name of its own.
+        named: the model that it was imported from, without its weights and functions.
+        weights: which the graph reads.
+    """
+
+    graph: gs.Graph
+    named: ModelProto
+    weights: HeldWeights
+
+    @classmethod
+    def of(cls, model: ModelProto) -> _Imported:
+        """Imports a model, which stays as it is."""
+        _refuse_overridable_initializers(model)
+        weights = HeldWeights()
+        named = weights.taken_out(model)
+        _name_nodes_(named.graph)
+        with _quiet_graphsurgeon():
+            graph = import_graph(named)
+        weights.lend_(graph)
+        return cls(graph, named, weights)
+
+    def exported(self, model: ModelProto) -> ModelProto:
+        """Returns the graph as a model again, with what graphsurgeon drops put back and shapes inferred anew.
+
+        Raises:
+            InputError: tensors that share a name, or types or shapes that contradict each other.
+        """
+        self.graph.cleanup(remove_unused_graph_inputs=False)
+        self.graph.nodes = in_data_flow_order(self.graph)
+        _check_names(self.graph)
+        self.weights.take_new_(self.graph)
+        after = gs.export_onnx(self.graph)
+        after.ir_version = self.named.ir_version
+        after.functions.extend(model.functions)
+        _name_nodes_(after.graph)
+        restore_attributes_(self.named.graph, after.graph)
+        copy_metadata(self.named, after)
+        self.weights.put_back_(after)
+        infer_shapes_(after)
+        return after
 
 
 def _check_names(graph: gs.Graph) -> None:

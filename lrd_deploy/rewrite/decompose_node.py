@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -50,11 +50,13 @@ class DecomposeNode:
 
     Not exact below full rank: outputs move by what the factors leave out. The last factor has the bias; kernel, stride,
     padding and dilation are where `ranks.forms` places them. `choices` are by node name; a choice to keep a node dense
-    leaves it alone. `factorise` makes the factors from a weight (out, in) or (out, in, kh, kw).
+    leaves it alone. `factorise` makes the factors from a weight (out, in) or (out, in, kh, kw); `factorise_of` has what
+    makes those of single nodes instead, by their names.
     """
 
     choices: Mapping[str, Choice]
     factorise: Callable[[Array, Choice], Factors] = factors_of
+    factorise_of: Mapping[str, Callable[[Array, Choice], Factors]] = field(default_factory=dict)
     name: str = "decompose_node"
 
     def match(self, graph: gs.Graph) -> list[ChosenNode]:
@@ -90,7 +92,7 @@ class DecomposeNode:
     def rewrite(self, chosen: ChosenNode) -> Change:
         """Puts the factors between the node's input and its output; the node itself goes."""
         dense, choice = chosen.node, chosen.choice
-        factors = self.factorise(weight(dense), choice)
+        factors = self.factorise_of.get(chosen.name, self.factorise)(weight(dense), choice)
         nodes, source = [], dense.inputs[0]
         for shape in factor_shapes(in_channels(dense), out_channels(dense), choice):
             nodes.append(_factor_node(dense, shape, getattr(factors, shape.name), source))

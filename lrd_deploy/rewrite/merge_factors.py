@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
-from lrd_deploy.rewrite.chain_weights import carried_bias, chain_factors, check_carried_bias
+from lrd_deploy.rewrite.chain_weights import carried_bias, chain_factors, check_carried_bias, check_finite_weights
 from lrd_deploy.rewrite.factor_chain import FactorChain, check_chain, find_chains
 from lrd_deploy.rewrite.rule import Change
 from lrd_deploy.rewrite.weighted_node import Array, detach, set_weight, weight
@@ -32,8 +32,9 @@ class MergeFactors:
         return [chain for chain in find_chains(graph) if self.only is None or chain.name in self.only]
 
     def check(self, graph: gs.Graph, chain: FactorChain) -> str | None:
-        """Refuses a bias that padding would cut at the borders, and windows that a single node cannot have."""
-        return check_chain(graph, chain) or check_carried_bias(chain) or _clashing_windows(chain)
+        """Refuses a bias that padding would cut at the borders, windows that no single node has, and NaN in weights."""
+        refusal = check_chain(graph, chain) or check_carried_bias(chain) or _clashing_windows(chain)
+        return refusal or check_finite_weights(chain)
 
     def rewrite(self, chain: FactorChain) -> Change:
         """Gives one node the product, the windows of all, and the chain's ends; the others go."""

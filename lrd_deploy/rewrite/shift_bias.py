@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
+from lrd_deploy.export.tensor_data import tensor_values
 from lrd_deploy.rewrite.weighted_node import Array
 
 
@@ -37,8 +38,8 @@ def shift_bias_(model: ModelProto, name: str, shift: Array) -> str | None:
     if bias.tensor is not None and tuple(bias.tensor.dims) != shift.shape:
         return "its bias does not have one value per channel"
     like = bias.tensor or _initializer(model.graph, node.input[1])
-    values = shift if bias.tensor is None else numpy_helper.to_array(bias.tensor).astype(np.float64) + shift
-    _replace_(model.graph, bias, numpy_helper.from_array(values.astype(numpy_helper.to_array(like).dtype)))
+    values = shift if bias.tensor is None else tensor_values(bias.tensor).astype(np.float64) + shift
+    _replace_(model.graph, bias, numpy_helper.from_array(values.astype(tensor_values(like).dtype)))
     return None
 
 

@@ -8,11 +8,15 @@ own.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
+from onnx import helper
+from onnx_graphsurgeon.ir.tensor import SparseValues
+
+from lrd_deploy.rewrite.held_weights import constant_values
 
 _OPAQUE = {"DequantizeLinear": "is quantised", "Cast": "is cast from another type"}
 Values = Callable[[], NDArray[np.generic]]
@@ -23,6 +27,7 @@ class StoredWeight:
     """A constant as its reader gets it. `obstacle` says why its values are not to be rewritten; None where they are."""
 
     shape: tuple[int, ...]
+    dtype: np.dtype
     values: Values
     obstacle: str | None = None
 
@@ -30,7 +35,7 @@ class StoredWeight:
 def stored_weight(tensor: gs.Tensor) -> StoredWeight | None:
     """Returns the constant that a tensor holds, or None where it is computed in another way."""
     if isinstance(tensor, gs.Constant):
-        return StoredWeight(tuple(tensor.shape), lambda: np.asarray(tensor.values))
+        return _constant(tensor)
     if not tensor.inputs:
         return None  # a graph input
     node = tensor.inputs[0]
@@ -44,9 +49,17 @@ def stored_weight(tensor: gs.Tensor) -> StoredWeight | None:
         return source
     if node.op == "Transpose":
         return _transposed(source, tuple(node.attrs.get("perm", range(len(source.shape))[::-1])))
-    return StoredWeight(source.shape, source.values, _OPAQUE[node.op]) if node.op in _OPAQUE else None
+    return replace(source, obstacle=_OPAQUE[node.op]) if node.op in _OPAQUE else None
+
+
+def _constant(tensor: gs.Constant) -> StoredWeight:
+    kind = tensor.dtype if isinstance(tensor.dtype, np.dtype) else helper.tensor_dtype_to_np_dtype(tensor.dtype)
+    sparse = isinstance(tensor._values, SparseValues)
+    return StoredWeight(
+        tuple(tensor.shape), kind, lambda: constant_values(tensor), "is stored sparsely" if sparse else None
+    )
 
 
 def _transposed(source: StoredWeight, axes: tuple[int, ...]) -> StoredWeight:
     shape = tuple(source.shape[axis] for axis in axes)
-    return StoredWeight(shape, lambda: source.values().transpose(axes), source.obstacle)
+    return replace(source, shape=shape, values=lambda: source.values().transpose(axes))

@@ -30,7 +30,7 @@ def check_weighted(node: gs.Node) -> str | None:
         return f"'{node.name}' is a grouped convolution"
     if obstacle := _stored(node).obstacle:
         return f"the weight of '{node.name}' {obstacle}"
-    dtype = weight(node).dtype
+    dtype = weight_dtype(node)
     if dtype not in (np.float16, np.float32, np.float64):
         return f"the weight of '{node.name}' is {dtype}, which this rule does not handle"
     return None
@@ -40,6 +40,11 @@ def weight(node: gs.Node) -> Array:
     """Returns the weight as (out, in) or (out, in, kh, kw), whatever its orientation in the node."""
     array = _stored(node).values()
     return array.T if _stores_in_out(node) else array
+
+
+def weight_dtype(node: gs.Node) -> np.dtype:
+    """Returns the type of a node's weight; its values are not read."""
+    return _stored(node).dtype
 
 
 def set_weight(node: gs.Node, array: Array, name: str) -> None:

@@ -1,4 +1,5 @@
 import numpy as np
+import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
@@ -275,14 +276,14 @@ def test_weights_that_a_caller_may_override_are_refused():
     assert found == "its weight is a graph input too, so that a caller may override it"
 
 
-def test_weights_in_a_file_that_is_not_loaded_are_refused():
+def test_weights_in_a_file_beside_the_model_are_read_from_there(tmp_path):
     model = graph_of([matmul(), SPARE], {"w": array(4, 4), "spare_w": array(4, 4)}, {"x": (2, 4), "spare_x": (2, 4)})
-    model.graph.initializer[0].data_location = TensorProto.EXTERNAL
-    model.graph.initializer[0].ClearField("raw_data")
-    layer = survey_onnx(model)[0]
-    assert layer.refusal == "its weight is in another file that is not loaded"
-    with pytest.raises(InputError, match="a constant that is in memory"):
-        layer.weight()
+    for value in model.graph.output:
+        value.CopyFrom(helper.make_tensor_value_info(value.name, TensorProto.FLOAT, (2, 4)))
+    onnx.save(model, tmp_path / "m.onnx", save_as_external_data=True, location="weights", size_threshold=0)
+    layer = survey_onnx(read_model(tmp_path / "m.onnx"))[0]
+    assert layer.may_be_factorised
+    np.testing.assert_array_equal(layer.weight(), array(4, 4).T)
 
 
 def test_a_weight_on_the_left_is_refused():

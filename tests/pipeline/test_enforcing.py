@@ -11,10 +11,11 @@ from lrd_deploy.engines.inputs import random_batches
 from lrd_deploy.errors import InputError, UsageError
 from lrd_deploy.observer import SilentObserver
 from lrd_deploy.pipeline.chain_decisions import Decided
-from lrd_deploy.pipeline.enforcing import GRANTED, Goal, enforce_ranks
+from lrd_deploy.pipeline.enforcing import GRANTED, Goal, _joined, enforce_ranks
 from lrd_deploy.pipeline.onnx_bench import chain_latencies, deployed_bench
 from lrd_deploy.recipe.settings import Bench
 from lrd_deploy.records import SVD, ChainDecision, Environment, KeepDense, LayerSignature, Tucker2
+from lrd_deploy.rewrite.merge_factors import MergeFactors
 from lrd_deploy.rewrite.pad_rank import PadRank
 from tests.ranks.scripted import Scripted
 from tests.rewrite.graph_text import DOWN, PAIR, UP, model
@@ -301,3 +302,13 @@ def test_the_batch_that_a_model_fixes_is_the_one_deployed():
     assert deployed_bench(free, None, None) == Bench()
     with pytest.raises(UsageError, match="--batch 8; 3, which the input 'x' fixes"):
         deployed_bench(fixed, 8, None)
+
+
+def test_chains_that_become_the_same_are_looked_for_once():
+    pads = [PadRank(8, frozenset("a")), PadRank(16, frozenset("b")), PadRank(8, frozenset("c"))]
+    rules = [*pads, MergeFactors(frozenset("d")), MergeFactors(frozenset("e"))]
+    assert _joined(rules) == [
+        PadRank(8, frozenset("ac")),
+        PadRank(16, frozenset("b")),
+        MergeFactors(frozenset("de")),
+    ]

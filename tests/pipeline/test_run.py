@@ -10,6 +10,8 @@ from importlib.util import find_spec
 
 import pytest
 
+from lrd_deploy.engines import BACKENDS
+from lrd_deploy.engines.onnxruntime import OnnxRuntime
 from lrd_deploy.errors import BackendError, InputError, StorageError, TrainingDiverged, UsageError
 from lrd_deploy.files import sha256_of
 from lrd_deploy.observer import SilentObserver
@@ -145,17 +147,21 @@ def test_a_tensorrt_compiler_accepts_both_arms(tiny_recipe, tmp_path):
 
 
 def test_an_engine_that_a_backend_refuses_is_recorded_and_the_run_goes_on(tiny_recipe, tmp_path, monkeypatch):
-    def refuse(*_):
-        raise BackendError("building", found="an operator", accepted="others", remedy="another model")
+    class Choosy(OnnxRuntime):
+        def build(self, model, *rest):
+            if model.stem == "lowrank":
+                raise BackendError("building", found="an operator", accepted="others", remedy="another model")
+            return super().build(model, *rest)
 
-    monkeypatch.setattr("lrd_deploy.engines.tensorrt.TensorRT.build", refuse)
+    for name in ("tensorrt", "tensorrt-rtx"):
+        monkeypatch.delitem(BACKENDS, name)
+    monkeypatch.setitem(BACKENDS, "onnxruntime", Choosy())
     recipe, out = load_recipe(str(tiny_recipe())), tmp_path / "run"
     exported, rewritten = run_of(recipe, out)
-    (out / "lowrank.onnx").write_bytes(b"no model")
     with open_workspace(recipe, None, out, SilentObserver()) as work:
         built = build_stage(work, exported, rewritten)
     assert "onnxruntime dense" in built.engines
-    assert "onnxruntime lowrank" not in built.engines
+    assert "an operator" in built.refused["onnxruntime lowrank"]
 
 
 def run_of(recipe, folder):

@@ -233,6 +233,26 @@ def test_stale_shapes_of_inner_values_are_inferred_again(rule):
     onnx.checker.check_model(applied_once(graph, rule), full_check=True)
 
 
+def test_weights_that_are_not_finite_are_not_merged():
+    graph = with_values(model(DOWN, UP, weights=PAIR))
+    (down,) = (tensor for tensor in graph.graph.initializer if tensor.name == "a")
+    array = VALUES["a"].copy()
+    array[0, 0] = np.nan
+    down.CopyFrom(numpy_helper.from_array(array, "a"))
+    assert refusals(graph, MergeFactors()) == ["'fc.down' has values that are NaN or infinite"]
+
+
+def test_an_attribute_that_holds_a_type_survives():
+    graph = with_values(model(DOWN, UP, '["none"] n = Optional ()', '["has"] is = OptionalHasElement (n)',
+                              outputs="float[batch,4] y, bool is", weights=PAIR))  # fmt: skip
+    kind = onnx.helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, [1])
+    graph.graph.node[2].attribute.append(onnx.helper.make_attribute("type", kind))
+    after, applied, _ = apply_rules(graph, [PadRank(4)])
+    assert len(applied) == 1
+    (node,) = (node for node in after.graph.node if node.name == "none")
+    assert [attribute.tp for attribute in node.attribute] == [kind]
+
+
 def test_a_weight_behind_identity_is_decomposed():
     graph = model('["i"] w1 = Identity (w)', '["fc"] y = Gemm <transB=1> (x, w1)', weights=(("w", (4, 4)),))
     _, applied, _ = apply_rules(graph, [DecomposeNode({"fc": SVD(rank=1)})])
