@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -40,7 +41,7 @@ EXPECTED = {
     "inference": 90,
     "engine": 30,
 }
-_STARTING_S = 10
+_STARTING_S, _INTERRUPTED_S = 10, 10
 
 
 @dataclass(frozen=True)
@@ -259,14 +260,28 @@ def attempt(row: Row, options: argparse.Namespace, seconds: float | None) -> dic
         for name in ("device", "out", "work", "launches", "rounds"):
             command += [f"--{name}", str(getattr(options, name))]
         with words.open("w") as stream:
+            process = subprocess.Popen(command, stderr=stream, env=_surroundings(options))
             try:
-                done = subprocess.run(command, stderr=stream, timeout=seconds, env=_surroundings(options), check=False)
+                status = process.wait(seconds)
             except subprocess.TimeoutExpired:
                 return None
-        if done.returncode:
+            finally:
+                _end(process)
+        if status:
             last = [line for line in words.read_text(errors="replace").splitlines() if line.strip()][-3:]
-            return {"refusal": " | ".join(last)[-600:] or f"it ended with status {done.returncode}"}
+            return {"refusal": " | ".join(last)[-600:] or f"it ended with status {status}"}
         return {"result": json.loads(target.read_text())}
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Interrupts a row that is still running, so that it ends its own workers; kills it where that does not help."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(_INTERRUPTED_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def _surroundings(options: argparse.Namespace) -> dict[str, str]:
