@@ -34,13 +34,17 @@ BATCHES = (32, 1, 8, 128)
 EXPECTED = {
     "machine": 15,
     "ceiling": 30,
-    "training-plan": 150,
-    "training eager": 75,
+    "training-plan": 120,
+    "training eager": 60,
     "training compile": 240,
-    "inference-plan": 180,
-    "inference": 90,
-    "engine": 30,
+    "inference-plan": 150,
+    "inference graph": 75,
+    "inference plain": 75,
+    "engine tensorrt": 120,
+    "engine tensorrt-rtx": 60,
 }
+_LIKE_LAYERS = ("vit-b16", "bert-base")  # whose plans time a handful of distinct layers
+_LIKE_LAYERS_SHARE = 0.4
 _STARTING_S, _INTERRUPTED_S = 10, 10
 
 
@@ -61,9 +65,17 @@ class Row:
         return " ".join(word for word in (self.part, self.model, self.precision, self.mode, batch) if word)
 
     @property
-    def kind(self) -> str:
-        """Rows of one kind take about as long."""
-        return f"{self.part} {self.mode}" if self.part == "training" else self.part
+    def kind(self) -> tuple[str, str, str, bool]:
+        """Rows of one kind take about as long, whatever the batch and the precision."""
+        return self.part, self.model, self.mode, self.smoke
+
+    @property
+    def expected_s(self) -> float:
+        """What it is expected to take until one of its kind was measured."""
+        if self.smoke:
+            return _STARTING_S
+        light = self.part.endswith("-plan") and self.model in _LIKE_LAYERS
+        return EXPECTED[f"{self.part} {self.mode}".strip()] * (_LIKE_LAYERS_SHARE if light else 1)
 
     @property
     def plan(self) -> Row | None:
@@ -109,6 +121,9 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=8, help="of each training row")
     parser.add_argument("--models", nargs="+", help="only these")
     parser.add_argument("--again", action="store_true", help="try rows again that were refused")
+    parser.add_argument(
+        "--any-machine", action="store_true", help="rows count that another machine with this GPU measured"
+    )
     parser.add_argument("--in-process", action="store_true", help="rows in this process: sooner, and less apart")
     parser.add_argument("--key", help=argparse.SUPPRESS)  # a row's own process: which,
     parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)  # and where its result goes
@@ -147,11 +162,16 @@ def wanted_rows(options: argparse.Namespace) -> list[Row]:
 
 
 def all_rows() -> Iterator[Row]:
-    """Yields every row, plans apart: bf16 and FP16 before TF32, eager before compiled, batch 32 and 1 before others."""
-    models = ("vit-b16", "bert-base", "resnet50", "resnet101")
-    yield from (Row("training", model, "bf16", "eager") for model in models)
-    for batch in BATCHES[:2]:
-        yield from _inference_rows(models, "fp16", batch)
+    """Yields every row, plans apart: bf16 and FP16 before TF32, eager before compiled, batch 32 and 1 before others.
+
+    A transformer and a convolutional network come first.
+    """
+    halves = ("vit-b16", "resnet50"), ("bert-base", "resnet101")
+    models = sum(halves, ())
+    for half in halves:
+        yield from (Row("training", model, "bf16", "eager") for model in half)
+        yield from _inference_rows(half, "fp16", BATCHES[0])
+    yield from _inference_rows(models, "fp16", BATCHES[1])
     yield from (Row("engine", model, "fp16", "tensorrt", 32) for model in ("vit-b16", "resnet50"))
     yield Row("engine", "vit-b16", "fp16", "tensorrt-rtx", 32)
     yield from (Row("training", model, "bf16", "compile") for model in models)
@@ -193,19 +213,18 @@ class Results:
             path.write_text(whole)
         self.lines: list[dict[str, Any]] = [json.loads(line) for line in whole.splitlines()]
 
-    def of(self, row: Row, machine: str) -> dict[str, Any] | None:
-        """Returns the newest line of a row that was measured on this machine."""
-        found = [line for line in self.lines if line["row"] == asdict(row) and line["machine"] == machine]
+    def of(self, row: Row, machine: str, *, any_machine: bool = False) -> dict[str, Any] | None:
+        """Returns the newest line of a row, of this machine or, where told so, of any; ceilings are this one's own."""
+        elsewhere = any_machine and row.part not in ("machine", "ceiling")
+        found = [
+            line for line in self.lines if line["row"] == asdict(row) and (elsewhere or line["machine"] == machine)
+        ]
         return found[-1] if found else None
 
-    def seconds(self, kind: str, *, smoke: bool) -> float:
-        """Returns what a row of that kind takes: the longest so far, or what is expected."""
-        taken = [
-            line["seconds"]
-            for line in self.lines
-            if Row(**line["row"]).kind == kind and line["row"]["smoke"] == smoke and "result" in line
-        ]
-        return max(taken) if taken else _STARTING_S if smoke else EXPECTED[kind]
+    def seconds(self, row: Row) -> float:
+        """Returns what a row takes: what the longest of its kind did so far, or what is expected."""
+        taken = [line["seconds"] for line in self.lines if "result" in line and Row(**line["row"]).kind == row.kind]
+        return max(taken, default=row.expected_s)
 
     def add(self, line: dict[str, Any]) -> None:
         """Appends a line, and returns when it is on the disk."""
@@ -223,15 +242,16 @@ def measure(rows: Sequence[Row], results: Results, options: argparse.Namespace) 
 
     started, machine, left = time.monotonic(), environment().fingerprint, []
     for row in rows:
-        line = results.of(row, machine)
+        line = results.of(row, machine, any_machine=options.any_machine)
         if line and not (options.again and "refusal" in line):
             continue
-        expected = results.seconds(row.kind, smoke=options.smoke)
+        expected = results.seconds(row)
         remaining = None if options.minutes is None else 60 * options.minutes - (time.monotonic() - started)
         if remaining is not None and expected > remaining:
             left.append((row, expected))
             continue
-        if row.plan and "result" not in (results.of(row.plan, machine) or {}):
+        plan = row.plan and results.of(row.plan, machine, any_machine=options.any_machine)
+        if row.plan and "result" not in (plan or {}):
             left.append((row, expected))  # its plan did not fit into the time, or was refused
             continue
         print(f"{row} … about {expected:.0f} s", file=sys.stderr, flush=True)
@@ -259,6 +279,7 @@ def attempt(row: Row, options: argparse.Namespace, seconds: float | None) -> dic
         command = [sys.executable, __file__, "row", "--key", json.dumps(asdict(row)), "--result", target]
         for name in ("device", "out", "work", "launches", "rounds"):
             command += [f"--{name}", str(getattr(options, name))]
+        command += ["--any-machine"] * options.any_machine
         with words.open("w") as stream:
             process = subprocess.Popen(command, stderr=stream, env=_surroundings(options))
             try:
@@ -380,7 +401,7 @@ def _before(row: Row, options: argparse.Namespace) -> tuple[dict[str, Any], dict
     from lrd_deploy.records import RankPlan
 
     results, machine = Results(options.out), environment().fingerprint
-    plans = results.of(row.plan, machine)["result"]["plans"]
+    plans = results.of(row.plan, machine, any_machine=options.any_machine)["result"]["plans"]
     ceiling = results.of(Row("ceiling", smoke=row.smoke), machine)
     found = {name: RankPlan.model_validate_json(json.dumps(plan)) for name, plan in plans.items()}
     return found, (ceiling or {}).get("result")

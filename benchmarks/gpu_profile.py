@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch.autograd import DeviceType
@@ -39,12 +39,17 @@ def profile_summary(call: Callable[[], object], device: str) -> dict[str, Any]:
             call()
         wait()
         wall_us = (time.perf_counter_ns() - started) / 1e3
+    return summarised(recorded.key_averages(), device, wall_us)
+
+
+def summarised(events: Iterable[Any], device: str, wall_us: float) -> dict[str, Any]:
+    """Returns the summary of a profiler's averages over all calls: on a GPU of its kernels, not of marked regions."""
     spent: Counter[str] = Counter()
-    for event in recorded.key_averages():
-        if on_gpu(device) and event.device_type == DeviceType.CUDA and not event.is_user_annotation:
-            spent[event.key] += event.self_device_time_total
-        elif not on_gpu(device):
+    for event in events:
+        if not on_gpu(device):
             spent[event.key] += event.self_cpu_time_total
+        elif event.device_type == DeviceType.CUDA and not getattr(event, "is_user_annotation", False):
+            spent[event.key] += event.self_device_time_total
     return _summary(spent, wall_us)
 
 

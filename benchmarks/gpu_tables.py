@@ -179,7 +179,10 @@ def _staircases(tables: LatencyTable, machine: str) -> str:
             forms: dict[str, list[tuple[tuple[int, ...], float]]] = {}
             for (found, choice), latency in known.items():
                 if found == signature and not isinstance(choice, KeepDense):
-                    forms.setdefault(choice.form, []).append((ranks_of(choice), latency))
+                    form = " ".join(
+                        (choice.form, *([f"kernel {choice.kernel_on}"] if choice.form == "channel_svd" else []))
+                    )
+                    forms.setdefault(form, []).append((ranks_of(choice), latency))
             dense = known[signature, KeepDense()]
             for form, points in forms.items():
                 shown = ", ".join(

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -96,6 +97,35 @@ def test_missing_packages_are_told_before_anything_is_measured(gpu, run, monkeyp
         run()
 
 
+def test_rows_are_expected_to_take_what_their_kind_took(gpu, tmp_path):
+    row = gpu.Row("training", "resnet50", "bf16", "eager")
+    results = gpu.Results(tmp_path / "r.jsonl")
+    assert results.seconds(row) == gpu.EXPECTED["training eager"]
+    for precision, seconds, outcome in (("bf16", 20, "result"), ("tf32", 30, "result"), ("fp32", 99, "refusal")):
+        kind = {**vars(row), "precision": precision}
+        results.add({"row": kind, "machine": "m", "seconds": seconds, outcome: {}})
+    assert gpu.Results(tmp_path / "r.jsonl").seconds(row) == 30
+    assert all(each.expected_s > 0 for each in gpu.all_rows())
+
+
+def test_rows_of_another_machine_count_when_told_but_not_its_ceilings(gpu, tmp_path):
+    results = gpu.Results(tmp_path / "r.jsonl")
+    training, ceiling = gpu.Row("training", "resnet50", "bf16", "eager"), gpu.Row("ceiling")
+    for row in (training, ceiling):
+        results.add({"row": vars(row), "machine": "there", "seconds": 1, "result": {}})
+    assert results.of(training, "here") is None
+    assert results.of(training, "here", any_machine=True)["machine"] == "there"
+    assert results.of(ceiling, "here", any_machine=True) is None
+
+
+def test_every_row_comes_after_its_plan_and_once(gpu, tmp_path):
+    options = gpu.parsed(["all", "--out", str(tmp_path / "r.jsonl")])
+    rows = gpu.wanted_rows(options)
+    assert len(rows) == len(set(rows))
+    assert all(rows.index(row.plan) < rows.index(row) for row in rows if row.plan)
+    assert options.device == "cuda:0"
+
+
 @pytest.mark.usefixtures("gpu")
 def test_a_batch_that_does_not_fit_is_halved():
     from gpu_training import backed_off
@@ -144,6 +174,27 @@ def test_kernels_are_told_apart_by_their_names(kernel, kind):
     from gpu_profile import kind_of
 
     assert kind_of(kernel) == kind
+
+
+@pytest.mark.usefixtures("gpu")
+def test_only_kernels_count_on_a_gpu():
+    from gpu_profile import summarised
+    from torch.autograd import DeviceType
+
+    def event(key, us, device_type=DeviceType.CUDA, **more):
+        return SimpleNamespace(key=key, self_device_time_total=us, device_type=device_type, **more)
+
+    events = [
+        event("aten::conv2d", 99.0, DeviceType.CPU),
+        event("Optimizer.step", 99.0, is_user_annotation=True),
+        event("sm90_gemm", 30.0, is_user_annotation=False),
+        event("elementwise_kernel", 10.0),
+    ]
+    found = summarised(events, "cuda:0", wall_us=50.0)
+    assert found["busy"] == 0.8
+    assert (found["matrix"], found["memory"], found["other"]) == (0.75, 0.25, 0.0)
+    assert [kernel["name"] for kernel in found["top"]] == ["sm90_gemm", "elementwise_kernel"]
+    assert summarised(events[:2], "cuda:0", wall_us=50.0) == {}
 
 
 @pytest.mark.slow
