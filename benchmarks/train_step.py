@@ -27,13 +27,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import ResNetConfig, ResNetForImageClassification, ViTConfig, ViTForImageClassification
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    ResNetConfig,
+    ResNetForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 from lrd_deploy.bench.environment import environment
 from lrd_deploy.bench.layer_latency import MeasuredLatency
 from lrd_deploy.bench.layer_training import TrainingCalls
 from lrd_deploy.bench.statistics import median, ratio_with_interval
-from lrd_deploy.bench.training_worker import interleave_steps
+from lrd_deploy.bench.step_timer import SingleSteps, interleave_steps
 from lrd_deploy.decompose.surgery import form_of
 from lrd_deploy.models.survey import survey
 from lrd_deploy.ranks.by_latency import LatencyPlanner
@@ -41,6 +48,7 @@ from lrd_deploy.ranks.choose import plan_ranks
 from lrd_deploy.recipe import LatencyRank, UniformRank
 from lrd_deploy.recipe.settings import FineTuning, SequentialFreezing
 from lrd_deploy.records import FrozenGroup, RankPlan
+from lrd_deploy.train.devices import PhaseModels
 from lrd_deploy.train.freezing import freeze_
 from lrd_deploy.train.optimizer import make_optimizer
 from lrd_deploy.train.step import TrainingStep
@@ -48,24 +56,43 @@ from lrd_deploy.train.step import TrainingStep
 
 @dataclass(frozen=True)
 class Subject:
-    """A model with new weights, its image (channels, size, size), and the batch of a step."""
+    """A model with new weights, random inputs for it by their number, and the batch of a step."""
 
     build: Callable[[], nn.Module]
-    image: tuple[int, int, int]
+    example: Callable[[int], Tensor]
     batch: int
+
+    def labelled(self) -> tuple[Tensor, Tensor]:
+        """Returns a batch to train on."""
+        return self.example(self.batch), torch.randint(2, (self.batch,))
 
 
 def _resnet(**changes: Any) -> nn.Module:
     return ResNetForImageClassification(ResNetConfig(num_labels=1000, **changes))
 
 
+def images(*shape: int) -> Callable[[int], Tensor]:
+    """Returns random images (channels, height, width) by their number."""
+    return lambda count: torch.randn(count, *shape)
+
+
+def tokens(length: int, vocabulary: int) -> Callable[[int], Tensor]:
+    """Returns random sequences of tokens by their number."""
+    return lambda count: torch.randint(vocabulary, (count, length))
+
+
+def _bert() -> nn.Module:
+    return BertForSequenceClassification(BertConfig(num_labels=2))
+
+
 _DIGITS = {"num_channels": 1, "embedding_size": 64, "hidden_sizes": [64, 128, 256, 512], "depths": [2, 2, 2, 2]}
 SUBJECTS = {
-    "resnet18-digits": Subject(partial(_resnet, layer_type="basic", **_DIGITS), (1, 32, 32), 64),
-    "resnet50-128": Subject(_resnet, (3, 128, 128), 16),
-    "resnet50-224": Subject(_resnet, (3, 224, 224), 8),
-    "resnet101-224": Subject(partial(_resnet, depths=[3, 4, 23, 3]), (3, 224, 224), 8),
-    "vit-b16-224": Subject(lambda: ViTForImageClassification(ViTConfig(num_labels=1000)), (3, 224, 224), 8),
+    "resnet18-digits": Subject(partial(_resnet, layer_type="basic", **_DIGITS), images(1, 32, 32), 64),
+    "resnet50-128": Subject(_resnet, images(3, 128, 128), 16),
+    "resnet50-224": Subject(_resnet, images(3, 224, 224), 8),
+    "resnet101-224": Subject(partial(_resnet, depths=[3, 4, 23, 3]), images(3, 224, 224), 8),
+    "vit-b16-224": Subject(lambda: ViTForImageClassification(ViTConfig(num_labels=1000)), images(3, 224, 224), 8),
+    "bert-base-128": Subject(_bert, tokens(128, 30522), 8),
 }
 ROWS: dict[str, tuple[str, tuple[FrozenGroup, ...]]] = {
     "dense": ("dense", ("none",)),
@@ -108,7 +135,7 @@ def measured(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """All rows of one model: the plans here, then every launch in a fresh process."""
     subject = SUBJECTS[name]
     torch.manual_seed(0)
-    layers = survey(subject.build(), torch.randn(1, *subject.image))
+    layers = survey(subject.build(), subject.example(1))
     uniform = plan_ranks(layers, UniformRank(alpha=2, round_to=16))
     budget = sum(layer.predicted_error**2 for layer in uniform.factorised) ** 0.5
     source = MeasuredLatency(
@@ -164,42 +191,64 @@ def launch(name: str, folder: Path) -> dict[str, Any]:
     """Times every arm in interleaved rounds, and counts what each does and keeps."""
     subject = SUBJECTS[name]
     torch.manual_seed(0)
-    batch = (torch.randn(subject.batch, *subject.image), torch.randint(10, (subject.batch,)))
+    batch = subject.labelled()
     arms: dict[str, Callable[[], object]] = {}
     facts: dict[str, Any] = {"flops": {}, "saved": {}, "optimizer": {}}
     for model, phase in dict.fromkeys((model, phase) for model, phases in ROWS.values() for phase in phases):
         plan = None if model == "dense" else RankPlan.read(folder / f"{name}-{model}.json")
-        step, arm = Step(subject.build(), plan, phase), f"{model} {phase}"
-        step(batch)
-        with FlopCounterMode(display=False) as counter:
-            step(batch)
-        facts["flops"][arm], facts["saved"][arm] = counter.get_total_flops(), saved_bytes(partial(step, batch), step)
-        facts["optimizer"][arm] = sum(
-            value.nbytes for state in step.step.optimizer.state.values() for value in state.values()
-        )
+        step, arm = Step(subject.build(), plan, phase, SETTINGS), f"{model} {phase}"
+        for name, fact in step.facts(batch).items():
+            facts[name][arm] = fact
         arms[arm] = partial(step, batch)
-    return facts | {"ms": interleave_steps(arms, time.perf_counter_ns)}
+    times = interleave_steps(arms, SingleSteps(time.perf_counter_ns))
+    return facts | {"ms": {arm: [sample.wall_ms for sample in samples] for arm, samples in times.items()}}
+
+
+def with_forms_(model: nn.Module, plan: RankPlan | None) -> nn.Module:
+    """Gives a model, in place, a plan's layers with new weights, which takes no time to find; returns it."""
+    for layer in plan.factorised if plan else ():
+        parent, _, attribute = layer.name.rpartition(".")
+        dense = model.get_submodule(layer.name)
+        setattr(model.get_submodule(parent), attribute, form_of(dense, layer.choice)(dense, layer.choice))
+    return model
 
 
 class Step:
-    """A model in one phase; a call is a training step."""
+    """A model in one phase; a call is a training step, compiled where the settings say so."""
 
-    def __init__(self, model: nn.Module, plan: RankPlan | None, phase: FrozenGroup) -> None:
-        for layer in plan.factorised if plan else ():
-            parent, _, attribute = layer.name.rpartition(".")
-            dense = model.get_submodule(layer.name)
-            setattr(model.get_submodule(parent), attribute, form_of(dense, layer.choice)(dense, layer.choice))
-        self.model = model.to(memory_format=torch.channels_last).train()
+    def __init__(
+        self, model: nn.Module, plan: RankPlan | None, phase: FrozenGroup, settings: FineTuning, device: str = "cpu"
+    ) -> None:
+        self.model = with_forms_(model, plan).to(device, memory_format=torch.channels_last).train()
         freeze_(self.model, phase)
-        self.step = TrainingStep(self.model, make_optimizer(self.model, SETTINGS), SETTINGS)
+        self.settings = settings
+        self.wrapped = PhaseModels(self.model, compiled=settings.compile).of(phase)
+        self.step = TrainingStep(self.model, make_optimizer(self.model, settings), settings)
 
     def __call__(self, batch: tuple[Tensor, Tensor]) -> None:
-        self.step.take(self.model, [batch], SETTINGS.learning_rate)
+        self.step.take(self.wrapped, [batch], self.settings.learning_rate)
+
+    def plainly(self, batch: tuple[Tensor, Tensor]) -> None:
+        """A step that is not compiled, so that what it does can be counted."""
+        self.step.take(self.model, [batch], self.settings.learning_rate)
+
+    def facts(self, batch: tuple[Tensor, Tensor]) -> dict[str, int]:
+        """FLOPs of a step, bytes kept for backward, bytes of the optimizer."""
+        step = partial(self.plainly, batch)
+        step()
+        with FlopCounterMode(display=False) as counter:
+            step()
+        state = self.step.optimizer.state.values()
+        return {
+            "flops": counter.get_total_flops(),
+            "saved": saved_bytes(step, self.model),
+            "optimizer": sum(value.nbytes for values in state for value in values.values()),
+        }
 
 
-def saved_bytes(call: Callable[[], object], step: Step) -> int:
+def saved_bytes(call: Callable[[], object], model: nn.Module) -> int:
     """The bytes that autograd keeps for backward, parameters and buffers apart, each storage once."""
-    own = {tensor.untyped_storage().data_ptr() for tensor in (*step.model.parameters(), *step.model.buffers())}
+    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
     kept: dict[int, int] = {}
     alive = []  # a storage that is freed could give its address to another
 

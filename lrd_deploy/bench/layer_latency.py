@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Protocol
+from typing import Literal, Protocol
 
 from lrd_deploy.bench.environment import environment
 from lrd_deploy.bench.latency_table import Conditions, LatencyRow, LatencyTable, MeasuredEnvironment
@@ -25,6 +25,7 @@ _FEWEST_ROUNDS, _LONGER = 5, 3
 _SETTLED = 0.1
 _DENSE = KeepDense()
 Calls = dict[Choice, Callable[[], object]]
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
 
 
 class LayerCalls(Protocol):
@@ -33,6 +34,7 @@ class LayerCalls(Protocol):
     name: str
     per_call: int  # passes in one call; latencies are of one
     execution: Execution
+    precision: Precision
 
     def calls(self, signature: LayerSignature, choices: Sequence[Choice], batch: int, threads: int) -> object:
         """Returns a context manager that yields a call per choice."""
@@ -40,11 +42,12 @@ class LayerCalls(Protocol):
 
 @dataclass(frozen=True)
 class EngineCalls:
-    """Layers as ONNX models of their own, on a backend."""
+    """Layers as ONNX models of their own, on a backend; in FP16 their inputs and outputs are FP16 too."""
 
     backend: Runtime
     per_call: int = 1
     execution: Execution = field(default_factory=Execution)
+    precision: Literal["fp32", "fp16"] = "fp32"
 
     @property
     def name(self) -> str:
@@ -54,20 +57,20 @@ class EngineCalls:
     @contextmanager
     def calls(self, signature: LayerSignature, choices: Sequence[Choice], batch: int, threads: int) -> Iterator[Calls]:
         """Yields one bound session per choice."""
-        inputs = {"x": layer_input(signature, batch)}
+        inputs = {"x": layer_input(signature, batch, self.precision)}
         settings = SessionSettings(threads=threads, execution=self.execution)
         calls = {}
         with TemporaryDirectory(prefix="lrd-deploy-") as folder:
             for choice in choices:
                 path = Path(folder, f"{str(choice).replace(' ', '_').replace(',', '')}.onnx")
-                path.write_bytes(layer_graph(signature, choice).SerializeToString())
+                path.write_bytes(layer_graph(signature, choice, self.precision).SerializeToString())
                 calls[choice] = self.backend.load(path, settings).bind(inputs)
             yield calls
 
 
-def onnxruntime_layers(execution: Execution) -> EngineCalls:
+def onnxruntime_layers(execution: Execution, precision: Literal["fp32", "fp16"] = "fp32") -> EngineCalls:
     """Returns layers as ONNX Runtime runs them there."""
-    return EngineCalls(runtime("onnxruntime"), execution=execution)
+    return EngineCalls(runtime("onnxruntime"), execution=execution, precision=precision)
 
 
 @dataclass
@@ -108,6 +111,7 @@ class MeasuredLatency:
         return Conditions(
             backend=self.layers.name,
             work=self.work,
+            precision=self.layers.precision,
             batch=self.batch,
             threads=self.threads,
             fingerprint=self.environment.fingerprint,

@@ -21,7 +21,9 @@ class StoredLatency:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a reader of the plan should know about its latencies."""
-        return (f"latencies were measured on another machine: {self.environment.cpu}, {self.environment.system}",)
+        machine = self.environment
+        names = [gpu.name for gpu in machine.gpus if self.conditions.execution.gpu is not None]
+        return (f"latencies were measured on another machine: {', '.join((*names, machine.cpu, machine.system))}",)
 
     def latencies_ms(
         self, requests: Mapping[LayerSignature, Sequence[Choice]]

@@ -26,6 +26,7 @@ class TrainingLaunchPlan(Record):
     lowrank_weights: Path
     dense_first: bool
     threads: int
+    device: str = "cpu"
 
 
 class TrainingLaunchSamples(Record):
@@ -63,6 +64,7 @@ def compare_training(plan: TrainingLaunchPlan, launches: int, observer: Observer
         },
         batch=samples[0].batch,
         threads=plan.threads,
+        device=plan.device,
         per_launch_speedup=tuple(exp(value) for value in ratios),
         environment=environment(),
     )

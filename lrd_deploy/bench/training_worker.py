@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lrd_deploy.bench.launch import Clock, timed
+from lrd_deploy.bench.step_timer import interleave_steps, step_timer
 from lrd_deploy.bench.training import TrainingLaunchPlan, TrainingLaunchSamples
 from lrd_deploy.decompose.surgery import load_lowrank_
 from lrd_deploy.errors import LrdError
@@ -25,7 +25,7 @@ from lrd_deploy.train.freezing import freeze_, phases
 from lrd_deploy.train.optimizer import make_optimizer
 from lrd_deploy.train.step import TrainingStep
 
-_ROUNDS, _STEPS, _BATCHES = 5, 2, 4
+_BATCHES = 4
 _TINY_RATE = 1e-6  # the weights stay put; a step costs the same
 
 
@@ -37,29 +37,19 @@ def measure(plan: TrainingLaunchPlan) -> TrainingLaunchSamples:
     torch.set_num_threads(plan.threads)
     make_importable(plan.recipe_folder)
     recipe = plan.recipe
-    stored = list(islice(batches(load_data(recipe.data, seed=recipe.seed).train), _BATCHES))
+    loaded = islice(batches(load_data(recipe.data, seed=recipe.seed).train), _BATCHES)
+    stored = [(inputs.to(plan.device), labels.to(plan.device)) for inputs, labels in loaded]
     makers = {"dense": _dense, "lowrank": _lowrank}
     settings = {"dense": recipe.dense or recipe.fine_tune, "lowrank": recipe.fine_tune}
     steps = {
-        name: _Steps(makers[name](plan), settings[name], cycle(stored))
+        name: _Steps(makers[name](plan).to(plan.device), settings[name], cycle(stored))
         for name in (makers if plan.dense_first else reversed(makers))
     }
     arms: dict[str, Callable[[], None]] = {"dense": partial(steps["dense"], "none")}
     arms |= {phase: partial(steps["lowrank"], phase) for phase in phases(recipe.fine_tune.freezing)}
-    measured = interleave_steps(arms, time.perf_counter_ns)
+    times = interleave_steps(arms, step_timer(plan.device, time.perf_counter_ns))
+    measured = {name: tuple(sample.wall_ms for sample in samples) for name, samples in times.items()}
     return TrainingLaunchSamples(batch=len(stored[0][1]), dense_ms=measured.pop("dense"), lowrank_ms=measured)
-
-
-def interleave_steps(steps: Mapping[str, Callable[[], None]], clock: Clock) -> dict[str, tuple[float, ...]]:
-    """Times the arms in rounds of one block each, in both directions in turn; a block's first step is discarded."""
-    samples: dict[str, list[float]] = {name: [] for name in steps}
-    for step in steps.values():
-        timed(step, clock, 3)  # warm-up
-    for number in range(_ROUNDS):
-        for name in steps if number % 2 == 0 else reversed(steps):
-            steps[name]()
-            samples[name].append(min(timed(steps[name], clock, _STEPS)) / 1e6)
-    return {name: tuple(values) for name, values in samples.items()}
 
 
 class _Steps:

@@ -18,6 +18,10 @@ def latency(
     work: Annotated[
         Literal["inference", "training"], typer.Option(help="A pass on the deployment backend, or a training step.")
     ] = "inference",
+    device: Annotated[
+        str | None,
+        typer.Option(metavar="cpu|cuda[:N]", help="Where layers run, instead of what the recipe's 'bench' says."),
+    ] = None,
     shard: Annotated[str, typer.Option(metavar="I/N", help="Only every N-th layer, from the I-th on.")] = "1/1",
     as_json: JsonOption = False,
 ) -> None:
@@ -27,12 +31,13 @@ def latency(
     """
     from lrd_deploy.cli.console import ConsoleObserver, show
     from lrd_deploy.cli.recipe_argument import recipe_of
-    from lrd_deploy.pipeline.calibrating import Shard, calibrate_latency
+    from lrd_deploy.pipeline.calibrating import Shard, calibrate_latency, on_device
     from lrd_deploy.report.terminal import calibration_table
 
     part, stored = Shard.parse(shard), recipe_of(recipe)
+    wanted = stored.recipe if device is None else on_device(stored.recipe, device)
     with ConsoleObserver() as observer:
-        done = calibrate_latency(stored.recipe, stored.recipe_folder, table, observer, work=work, shard=part)
+        done = calibrate_latency(wanted, stored.recipe_folder, table, observer, work=work, shard=part)
     show(done, calibration_table(done), as_json=as_json)
 
 

@@ -13,7 +13,7 @@ from lrd_deploy.observer import Observer
 from lrd_deploy.ranks.exploration import Exploration, explore
 from lrd_deploy.ranks.staircase import quantum_probes
 from lrd_deploy.recipe import LatencyRank, Recipe
-from lrd_deploy.records import CalibratedLatencies
+from lrd_deploy.records import CalibratedLatencies, Execution
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,18 @@ class Shard:
         return tuple(layer for layer in layers if layer.signature in mine)
 
 
+def on_device(recipe: Recipe, device: str) -> Recipe:
+    """Returns the recipe with that device in `bench`, and what else of `bench` belongs to a device as it is there.
+
+    Raises:
+        UsageError: there is no such device, or the recipe's other settings do not go with it.
+    """
+    bench = recipe.bench
+    beside = {} if device == "cpu" else bench.model_dump(include={"io_binding", "cuda_graph", "tf32"})
+    execution = Execution.on(device, **beside)
+    return recipe.model_copy(update={"bench": bench.model_copy(update=execution.model_dump())})
+
+
 def calibrate_latency(
     recipe: Recipe,
     recipe_folder: Path | None,
@@ -61,7 +73,7 @@ def calibrate_latency(
     The weights do not matter, so nothing is trained. Rows that the table has already are not measured again.
 
     Args:
-        recipe: the model, the data's shapes, `bench` and `fine_tune` for the conditions.
+        recipe: the model, the data's shapes, `bench`, `fine_tune` and the policy's precision for the conditions.
         recipe_folder: where `python:` factories are looked for first.
         table: is made, or added to.
         observer: hears of progress.

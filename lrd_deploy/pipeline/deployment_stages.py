@@ -114,7 +114,7 @@ def bench_stage(work: Workspace, exported: ExportedPair, rewritten: RewrittenMod
 def training_bench_stage(
     work: Workspace, dense: TrainedModel, lowrank: TrainedModel, plan: RankPlan
 ) -> TrainingSpeedup:
-    """Measures fine-tuning steps against dense ones, on all cores."""
+    """Measures fine-tuning steps against dense ones, where training runs: on the GPU, or on all cores."""
     recipe = work.recipe
     here = environment()
     depends_on = {
@@ -129,6 +129,7 @@ def training_bench_stage(
 
     def make(_key: str) -> tuple[TrainingSpeedup, list[Path]]:
         from lrd_deploy.bench.training import TrainingLaunchPlan, compare_training
+        from lrd_deploy.train.devices import training_device
 
         launch = TrainingLaunchPlan(
             recipe=recipe,
@@ -138,6 +139,7 @@ def training_bench_stage(
             lowrank_weights=work.path(str(lowrank.weights)).resolve(),
             dense_first=True,
             threads=here.cores,
+            device=training_device(),
         )
         return compare_training(launch, recipe.bench.training_launches, work.observer), []
 

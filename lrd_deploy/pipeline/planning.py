@@ -20,7 +20,7 @@ from lrd_deploy.ranks.evidence import Evidence
 from lrd_deploy.ranks.source import BalancedLatency, LatencySource, ModelTimer
 from lrd_deploy.recipe import Recipe
 from lrd_deploy.recipe.policies import EnergyRank, LatencyRank, PaperRank, Policy, UniformRank
-from lrd_deploy.records import KeepDense, RankPlan, RankStudy
+from lrd_deploy.records import Execution, KeepDense, RankPlan, RankStudy
 
 if TYPE_CHECKING:
     from torch import nn
@@ -109,27 +109,38 @@ def planned_metrics(work: Workspace, model: nn.Module, data: Data, plan: RankPla
 
 
 def measured_inference(recipe: Recipe, store: Path, observer: Observer) -> MeasuredLatency:
-    """Returns latencies on the deployment backend, as the recipe's `bench` section says, kept in `store`."""
+    """Returns latencies on the deployment backend, as the recipe's `bench` section says, kept in `store`.
+
+    Their precision is the latency policy's; float32 under other policies.
+    """
     from lrd_deploy.bench.layer_latency import MeasuredLatency, onnxruntime_layers
 
     bench = recipe.bench
-    layers = onnxruntime_layers(bench.execution)
+    layers = onnxruntime_layers(bench.execution, getattr(recipe.ranks, "precision", "fp32"))
     return MeasuredLatency(batch=bench.batch, threads=bench.threads, store=store, observer=observer, layers=layers)
 
 
 def measured_training(recipe: Recipe, data: Data, store: Path, observer: Observer) -> MeasuredLatency:
-    """Returns latencies of training steps in PyTorch on all cores, under the recipe's freezing, kept in `store`."""
+    """Returns latencies of training steps in PyTorch under the recipe's freezing and precision, kept in `store`.
+
+    They run on the GPU of `bench`; where that says the CPU, where training runs here. CPU threads are all cores, and on
+    a GPU, where they do nothing, one: a table fits machines of any number of cores.
+    """
     from lrd_deploy.bench.layer_latency import MeasuredLatency
     from lrd_deploy.bench.layer_training import TrainingCalls
     from lrd_deploy.models.data import batches
+    from lrd_deploy.train.devices import training_device
 
-    settings = recipe.fine_tune
+    settings, serving = recipe.fine_tune, recipe.bench.execution
+    device = training_device() if serving.gpu is None else serving.device
+    precision = "fp32" if settings.mixed_precision == "none" else settings.mixed_precision
+    execution = Execution(device=device)  # float32 products as PyTorch has them
     return MeasuredLatency(
         batch=len(next(iter(batches(data.train)))[1]),
-        threads=environment().cores,
+        threads=environment().cores if execution.gpu is None else 1,
         store=store,
         observer=observer,
-        layers=TrainingCalls(settings.freezing, channels_last=settings.channels_last),
+        layers=TrainingCalls(settings.freezing, settings.channels_last, execution, precision),
         work="training",
     )
 
@@ -158,7 +169,7 @@ def _by_latency(work: Workspace, model: nn.Module, data: Data, layers: Sequence[
         source = _balanced(source, _training(work, data), layers, policy.training_weight)
     planner = LatencyPlanner(layers, policy, source, evidence)
     here = source.environment is not None and source.environment.fingerprint == environment().fingerprint
-    if not here or policy.training_weight > 0:
+    if not here or policy.training_weight > 0 or policy.precision != "fp32":
         plan = planner.plan()
     else:
         with _whole_model(work, model, data) as timer:

@@ -50,6 +50,8 @@ class LatencyRank(Settings):
     error of the model's outputs on the calibration data before fine-tuning, as predicted. `max_parameters` bounds the
     share of the planned layers' parameters that may remain. `quantum` is the step of the ranks; `auto` finds it.
     `training_weight` is how much a training step counts beside an inference: 0 plans for inference, 1 for training.
+    `precision` is that of the timed layers: for models that are converted before they are served. Only in fp32, which
+    a run's files are in, is the whole model timed as well.
     """
 
     policy: Literal["latency"] = "latency"
@@ -58,6 +60,7 @@ class LatencyRank(Settings):
     max_parameters: float | None = Field(default=None, gt=0.0, le=1.0)
     quantum: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     training_weight: float = Field(default=0.0, ge=0.0, le=1.0)
+    precision: Literal["fp32", "fp16"] = "fp32"
 
     @model_validator(mode="after")
     def _one_goal(self) -> Self:

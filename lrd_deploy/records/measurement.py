@@ -63,3 +63,4 @@ class TrainingSpeedup(Record):
     threads: int
     per_launch_speedup: tuple[float, ...]
     environment: Environment
+    device: str = "cpu"

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, parse_flag_from_env
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -32,6 +32,12 @@ def make_accelerator(seed: int) -> Accelerator:
             remedy="it flattens or shards parameters, so that half of them cannot be frozen: launch with --multi_gpu",
         )
     return accelerator
+
+
+def training_device() -> str:
+    """Returns where one process trains here: the first GPU where there is one, unless accelerate was told otherwise."""
+    gpu = torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
+    return "cuda:0" if gpu else "cpu"
 
 
 def shared_loader(accelerator: Accelerator, loader: Any) -> Any:

@@ -117,6 +117,27 @@ def test_the_timed_nodes_are_those_that_an_export_has(tmp_path):
     assert [(node.op_type, len(node.input)) for node in layer_graph(signature, CHOICES[1]).graph.node] == exported
 
 
+@pytest.mark.parametrize("choice", CHOICES, ids=str)
+def test_a_layer_in_fp16_is_fp16_throughout(tmp_path, choice):
+    model = layer_graph(SIGNATURE, choice, "fp16")
+    onnx.checker.check_model(model, full_check=True)
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    inputs = {"x": layer_input(SIGNATURE, 2, "fp16")}
+    assert runtime("onnxruntime").load(tmp_path / "m.onnx", SessionSettings()).run(inputs)["y"].dtype == np.float16
+    assert {tensor.data_type for tensor in model.graph.initializer} == {onnx.TensorProto.FLOAT16}
+
+
+def test_precisions_are_filed_apart(tmp_path):
+    latency, backend = measured(tmp_path / "t.jsonl")
+    latency.latencies_ms({SIGNATURE: CHOICES})
+    half = EngineCalls(backend, precision="fp16")
+    other = MeasuredLatency(batch=2, threads=1, store=tmp_path / "t.jsonl", layers=half, clock=backend.clock)
+    backend.log.clear()
+    other.latencies_ms({SIGNATURE: CHOICES})
+    assert backend.log
+    assert other.conditions.precision == "fp16"
+
+
 def test_random_weights_keep_activations_at_their_scale():
     graph = layer_graph(SIGNATURE, KeepDense()).graph
     weight = onnx.numpy_helper.to_array(graph.initializer[0])

@@ -448,6 +448,38 @@ def test_a_table_measured_once_plans_without_measuring(call, tiny_recipe, tmp_pa
     assert not (tmp_path / "run" / "latency.jsonl").exists()
 
 
+def moved_to_a_gpu(line):
+    """A line of a table as a machine with a GPU would have written it."""
+    line = json.loads(line)
+    if line["kind"] == "environment":
+        gpu = {"name": "NVIDIA H200", "memory_mib": 143771, "driver": "580.1", "cuda": "13.0"}
+        line["environment"] |= {"fingerprint": "a GPU machine", "gpus": [gpu]}
+    else:
+        execution = {"device": "cuda:0", "io_binding": True, "cuda_graph": True, "tf32": True}
+        line["conditions"] |= {"fingerprint": "a GPU machine", "execution": execution}
+    return json.dumps(line)
+
+
+def test_a_table_of_a_gpu_plans_where_there_is_none(call, tiny_recipe, tmp_path):
+    ranks = MEASURED["ranks"] | {"precision": "fp16"}
+    here, table = str(tiny_recipe(**MEASURED | {"ranks": ranks})), tmp_path / "t.jsonl"
+    assert call("calibrate", "latency", here, "--table", str(table))[0] == 0
+    table.write_text("\n".join(map(moved_to_a_gpu, table.read_text().splitlines())) + "\n")
+    assert refused(call("plan", here, "--table", str(table), "--out", str(tmp_path / "a")), "set 'bench' in the recipe")
+    there = str(tiny_recipe(**MEASURED | {"ranks": ranks, "bench": {"batch": 2, "device": "cuda", "cuda_graph": True}}))
+    code, out, err = call("plan", there, "--table", str(table), "--out", str(tmp_path / "b"), "--json")
+    assert code == 0, err
+    assert any("NVIDIA H200" in note for note in json.loads(out)["notes"])
+
+
+@pytest.mark.parametrize("work", ["inference", "training"])
+def test_calibrating_on_a_gpu_that_is_not_there_says_what_is_missing(call, tiny_recipe, tmp_path, work):
+    recipe, table = str(tiny_recipe(**MEASURED)), tmp_path / "t.jsonl"
+    outcome = call("calibrate", "latency", recipe, "--device", "cuda:99", "--work", work, "--table", str(table))
+    assert refused(outcome, "cuda:99")
+    assert not table.exists()
+
+
 def test_shards_of_a_table_add_up(call, tiny_recipe, tmp_path):
     recipe = str(tiny_recipe(**MEASURED))
     for number in (1, 2, 3):
