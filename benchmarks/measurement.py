@@ -92,7 +92,8 @@ def record_overhead(options: argparse.Namespace, folder: Path, count: int) -> No
 def repeated(path: Path, layers: int) -> Path:
     """Writes one layer, so many times over: Gemm and ReLU, of weights of unit gain.
 
-    The weights are an input, which ONNX Runtime cannot pack anew for every node that multiplies by them.
+    The weights are an input, which ONNX Runtime cannot pack anew for every node that multiplies by them. What scales
+    them, once a call, is not repeated: some thousandths of the work.
     """
     nodes = [helper.make_node("Mul", ["standard", "gain"], ["w"])]
     for number in range(layers):
@@ -124,7 +125,7 @@ def compared(base: Path, candidate: Path, launches: int) -> Row:
 def bare_change(base: Path, candidate: Path) -> float:
     """Returns how much longer a candidate takes than its base, from a bare loop that calls each in turn.
 
-    The session that is created first tends to be slower: both are loaded in either order, and the logarithms averaged.
+    Where a session is created moves its latency: both are loaded in either order, and the logarithms averaged.
     """
     logs = _one_loading(base, candidate) - _one_loading(candidate, base)
     return exp(logs / 2) - 1

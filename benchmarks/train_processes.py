@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from math import exp, log
+from math import log
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -53,7 +53,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.train:
         found = train(arguments.models[0])
-        if found["rank"] == 0:
+        if found["process"] == 0:
             arguments.train.write_text(json.dumps(found))
         leave()
         return
@@ -117,7 +117,7 @@ def train(name: str) -> dict[str, Any]:
             times[phase].append(1000 * (time.perf_counter() - started) / _STEPS)
             traffic[phase] = reduced[0] // _STEPS
     middle = {phase: median(values) for phase, values in times.items()}
-    return {"rank": accelerator.process_index, "ms": middle, "bytes": traffic}
+    return {"process": accelerator.process_index, "ms": middle, "bytes": traffic}
 
 
 def counting(reduced: list[int]) -> Callable[..., torch.futures.Future[Tensor]]:
@@ -145,7 +145,7 @@ def table(lines: list[dict[str, Any]]) -> str:
             moved = sum(own[0]["2"]["bytes"][phase] for phase in visited) / len(visited)
             out.append(
                 f"| {model} | {batch} | {name} | {1000 * batch / median(one):.1f} images/s | "
-                f"{1000 * batch / median(two):.1f} | {exp(sum(logs) / len(logs)):.2f} "
+                f"{1000 * batch / median(two):.1f} | {ratio.estimate:.2f} "
                 f"({ratio.low:.2f} to {ratio.high:.2f}) | {moved / 1e6:.1f} MB |"
             )
     return "\n".join(out)

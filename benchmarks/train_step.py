@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from math import exp, log
+from math import log
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -178,7 +178,7 @@ def summary(row: str, samples: list[dict[str, Any]]) -> dict[str, Any]:
     facts = {name: sum(samples[0][name][arm] for arm in arms) / len(arms) for name in ("flops", "saved")}
     return {
         "step_ms": median([step_ms(launch, number) for launch in samples for number in rounds]),
-        "ratio": exp(sum(logs) / len(logs)),
+        "ratio": ratio.estimate,
         "low": ratio.low,
         "high": ratio.high,
         "ceiling": samples[0]["flops"]["dense none"] / facts["flops"],

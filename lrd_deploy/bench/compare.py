@@ -145,7 +145,8 @@ def fresh_launches(
 ) -> Generator[LaunchSamples]:
     """Yields launches without end, each measured when it is asked for.
 
-    Base and candidate are counterbalanced after every two, the control and the directions after every twelve.
+    Base and candidate have been loaded in the same places after every two, the control after every six, and each place
+    has been timed in both directions after every twelve.
 
     Launches of several measurements on one machine take turns.
 

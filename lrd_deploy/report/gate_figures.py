@@ -65,6 +65,6 @@ def _launch_marks(axes: Any, launches: tuple[LaunchRatio, ...]) -> None:
 
 def _title(order: int, launch: LaunchRatio, arm: str, against: str) -> str:
     ratio = launch.candidate if arm == "candidate" else launch.control
-    first = against if launch.base_first else "candidate"
+    first, other = (against, "candidate") if launch.base_first else ("candidate", against)
     unsettled = "" if launch.settled else ", unsettled"
-    return f"launch {order}, {arm}: {change(expm1(ratio))}; the {first} was loaded first{unsettled}"
+    return f"launch {order}, {arm}: {change(expm1(ratio))}; the {first} was loaded before the {other}{unsettled}"
