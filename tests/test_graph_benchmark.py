@@ -1,0 +1,77 @@
+"""The tables of `benchmarks/graphs.py`: no failure is lost, and rows that were not made alike are not mixed."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+STEPS = {
+    "decompose": {"layers": 9, "factorised": 7},
+    "export": {"nodes": 70, "difference": 1e-7, "passed": True},
+    "rewrite": {"padded": 5, "skipped": ["its rank is already on the quantum"], "difference": 0.0, "passed": True},
+}
+
+
+@pytest.fixture
+def models(monkeypatch):
+    """The subcommand of the architectures."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import graph_models
+
+    return graph_models
+
+
+def written(steps):
+    """What the walking process writes."""
+    lines = [{"step": step, **found} for step, found in steps.items()]
+    return "".join(json.dumps(line) + "\n" for line in lines)
+
+
+def stored(path, *rows):
+    """Appends rows as the subcommands do."""
+    with path.open("a") as stream:
+        stream.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def cells(table, row):
+    """The cells of a Markdown table's row, by column."""
+    header, found = (
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in (table.splitlines()[0], next(line for line in table.splitlines() if line.startswith(f"| {row}")))
+    )
+    return dict(zip(header, found, strict=True))
+
+
+def test_an_end_outside_every_step_is_the_start_s_or_the_exit_s(models):
+    assert models.found_steps("", "status 1") == {"start": {"failure": "status 1"}}
+    assert models.found_steps(written(STEPS), "status -11") == {**STEPS, "exit": {"failure": "status -11"}}
+    assert models.found_steps(written(STEPS), None) == STEPS
+
+
+def test_an_end_within_a_step_is_that_step_s_and_half_a_line_is_left_out(models):
+    text = written({**STEPS, "fp16": {"begun": True}})
+    for end in ("", '{"step": "fp16", "sha'):
+        assert models.found_steps(text + end, "killed") == {**STEPS, "fp16": {"failure": "killed"}}
+    assert "status 0" in models.found_steps(text, None)["fp16"]["failure"]
+
+
+def test_every_failed_step_has_a_note_of_its_number(models, tmp_path):
+    failed = {**STEPS, "fp16": {"failure": "no kernel"}, "exit": {"failure": "status -11"}}
+    started = {"start": {"failure": "no module"}}
+    rows = [{"model": "A", "steps": failed, "seconds": 1.0}, {"model": "B", "steps": started, "seconds": 1.0}]
+    stored(tmp_path / "models.jsonl", *rows)
+    table = models.tables(tmp_path)
+    assert cells(table, "A")["ONNX Runtime fp16"] == "fails [1]"
+    assert cells(table, "A")["model"] == "A, exit fails [2]"
+    assert cells(table, "B")["model"] == "B, start fails [3]"
+    for note in ("[1] A, fp16: no kernel", "[2] A, exit: status -11", "[3] B, start: no module"):
+        assert note in table.splitlines()
+
+
+def test_a_rewrite_whose_outputs_differ_is_no_success(models, tmp_path):
+    wrong = {**STEPS, "rewrite": {**STEPS["rewrite"], "difference": 0.5, "passed": False}}
+    rows = [{"model": name, "steps": steps, "seconds": 1.0} for name, steps in (("A", wrong), ("B", STEPS))]
+    stored(tmp_path / "models.jsonl", *rows)
+    assert cells(models.tables(tmp_path), "A")["ONNX Runtime"] == "**no**"
+    assert cells(models.tables(tmp_path), "B")["ONNX Runtime"] == "yes"
