@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import chain, islice, zip_longest
@@ -41,6 +41,7 @@ from lrd_deploy.rewrite.apply import apply_rules
 from lrd_deploy.rewrite.decompose_node import DecomposeNode
 
 OPSET, SAMPLES, SEED = 20, 512, 0
+_IDENTITY = ("model", "seed", "budget", "machine")  # lines that differ in one of these are of different experiments
 
 
 @dataclass(frozen=True)
@@ -86,28 +87,35 @@ def record(options: argparse.Namespace) -> None:
             if name not in bout.done():
                 bout.run(name, row)
     if options.plot:
-        stored = fronts.read(_store(options.out))
-        for model in dict.fromkeys(line["model"] for line in stored):
-            print(fronts.plot(fronts.front(stored, model), options.plot / f"fronts-compress-{model}.svg"))
+        for model, lines in counted(fronts.read(_store(options.out))).items():
+            print(fronts.plot(fronts.front(lines, model), options.plot / f"fronts-compress-{model}.svg"))
 
 
 def tables(out: Path) -> str:
     """Per model all rows, and the fastest of each kind at an accuracy."""
-    stored = fronts.read(_store(out))
     told = []
-    for model in dict.fromkeys(line["model"] for line in stored):
-        front = fronts.front(stored, model)
-        lines = {line["row"]: line for line in stored if line["model"] == model}
-        told.append(f"## {model}\n\n{_table(front, lines)}\n\n{fronts.summary(front)}")
+    for model, lines in counted(fronts.read(_store(out))).items():
+        front = fronts.front(lines, model)
+        errors = {line["row"]: line["error"] for line in lines if "error" in line}
+        told.append(f"## {model}\n\n{_table(front, errors)}\n\n{fronts.summary(front)}")
     return "\n\n".join(told)
 
 
-def _table(front: fronts.Front, lines: Mapping[str, dict[str, Any]]) -> str:
+def counted(stored: Sequence[fronts.Line]) -> dict[str, list[fronts.Line]]:
+    """By model, the lines that were made as its last one was: with that budget, on that machine."""
+    last = {line["model"]: line for line in stored}
+    return {
+        model: [line for line in stored if all(line.get(key) == end.get(key) for key in _IDENTITY)]
+        for model, end in last.items()
+    }
+
+
+def _table(front: fronts.Front, errors: Mapping[str, float]) -> str:
     """The rows from slow to fast, refusals at the end. The error is of the logits on the test images."""
     rows = ["| row | ranks | output error | accuracy | speedup | MACs | speedup × MACs |", "|---" * 7 + "|"]
     for point in sorted(front.points, key=lambda point: point.speedup):
         speedup = f"{point.speedup:.2f}× ({point.low:.2f} to {point.high:.2f})"
-        cells = (point.row, point.ranks or "–", f"{lines[point.row]['error']:.3f}", f"{point.accuracy:.2%}", speedup)
+        cells = (point.row, point.ranks or "–", f"{errors[point.row]:.3f}", f"{point.accuracy:.2%}", speedup)
         rows.append(f"| {' | '.join(cells)} | {point.macs:.1%} | {point.efficiency:.2f} |")
     rows += [f"| {row} | refused: {' '.join(reason.split())} | | | | | |" for row, reason in front.refusals.items()]
     return "\n".join(rows)
@@ -136,6 +144,8 @@ class Bout:
         try:
             line = {**self._made(row, path), **self._judged(path)}
         except LrdError as refusal:
+            if row is None:
+                raise  # the other rows are judged by the dense one
             line = {"refusal": str(refusal)}
         line = {**self.identity, "row": name, **line, "seconds": round(time.perf_counter() - started, 1)}
         with _store(self.out).open("a") as stream:
