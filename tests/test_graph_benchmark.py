@@ -1,6 +1,9 @@
 """The tables of `benchmarks/graphs.py`: no failure is lost, and rows that were not made alike are not mixed."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -75,3 +78,50 @@ def test_a_rewrite_whose_outputs_differ_is_no_success(models, tmp_path):
     stored(tmp_path / "models.jsonl", *rows)
     assert cells(models.tables(tmp_path), "A")["ONNX Runtime"] == "**no**"
     assert cells(models.tables(tmp_path), "B")["ONNX Runtime"] == "yes"
+
+
+def test_what_other_code_writes_to_stdout_is_not_among_the_findings():
+    script = """
+import os, sys
+import graph_path
+findings = graph_path.reserved_stdout()
+graph_path.say(findings, {"step": "one"})
+os.write(1, b"a line of a library in C++")
+print("a line of Python")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=BENCHMARKS, env={**os.environ, "PYTHONPATH": str(BENCHMARKS.parent)},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout == '{"step": "one"}\n'
+    assert "in C++" in done.stderr
+    assert "of Python" in done.stderr
+
+
+@pytest.fixture
+def compressed(monkeypatch):
+    """The subcommand of the fronts."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import graph_fronts
+
+    return graph_fronts
+
+
+def line(row, launches=4, **found):
+    """A line of the fronts as it is stored."""
+    latency = {"speedup": {"estimate": 1.0, "low": 0.9, "high": 1.1}}
+    cost = {"macs": 1, "parameters": 1, "dense_macs": 1, "dense_parameters": 1, "latency": latency}
+    made = {"accuracy": 0.9, "error": 0.0, **cost} if "refusal" not in found else {}
+    identity = {"model": "vit", "seed": 0, "budget": {"launches": launches}, "machine": "here"}
+    return {**identity, "row": row, **made, **found}
+
+
+def test_a_front_is_of_one_experiment(compressed, tmp_path):
+    store = tmp_path / "fronts.jsonl"
+    stored(store, line("dense"), line("alpha 2", error=0.25), line("alpha 2", machine="there", error=0.75))
+    stored(store, line("alpha 1.1", refusal="no rank"), line("alpha 2", launches=1, refusal="another budget"))
+    stored(store, line("alpha 1.5"))
+    table = compressed.tables(tmp_path)
+    assert cells(table.split("\n\n", 1)[1], "alpha 2")["output error"] == "0.250"
+    assert "| alpha 1.1 | refused: no rank |" in table
+    assert "another budget" not in table
