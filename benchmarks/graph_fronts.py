@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import fronts
+import graph_rows
 import numpy as np
 import torch
 from graph_cost import accuracy_of, graph_cost
@@ -20,7 +20,6 @@ from rank_choice import latency_line
 from subjects import SUBJECTS, build, data, dense_weights
 
 from lrd_deploy.bench.compare import compare
-from lrd_deploy.bench.environment import environment
 from lrd_deploy.decompose.factorize import factors_of
 from lrd_deploy.engines import SessionSettings, runtime
 from lrd_deploy.engines.inputs import save_arrays
@@ -41,7 +40,8 @@ from lrd_deploy.rewrite.apply import apply_rules
 from lrd_deploy.rewrite.decompose_node import DecomposeNode
 
 OPSET, SAMPLES, SEED = 20, 512, 0
-_IDENTITY = ("model", "seed", "budget", "machine")  # lines that differ in one of these are of different experiments
+_PACKAGES = ("torch", "numpy", "onnx", "onnxruntime-gpu", "onnxruntime", "onnx-graphsurgeon", "transformers")
+_IDENTITY = ("model", "seed", "budget", *graph_rows.PROVENANCE)  # differ between experiments
 
 
 @dataclass(frozen=True)
@@ -93,21 +93,20 @@ def record(options: argparse.Namespace) -> None:
 
 def tables(out: Path) -> str:
     """Per model all rows, and the fastest of each kind at an accuracy."""
-    told = []
-    for model, lines in counted(fronts.read(_store(out))).items():
+    stored, told = fronts.read(_store(out)), []
+    for model, lines in counted(stored).items():
         front = fronts.front(lines, model)
         errors = {line["row"]: line["error"] for line in lines if "error" in line}
-        told.append(f"## {model}\n\n{_table(front, errors)}\n\n{fronts.summary(front)}")
+        origin = graph_rows.origin_told(lines, sum(line["model"] == model for line in stored) - len(lines))
+        told.append(f"## {model}\n\n{_table(front, errors)}\n\n{fronts.summary(front)}\n\n{origin}")
     return "\n\n".join(told)
 
 
 def counted(stored: Sequence[fronts.Line]) -> dict[str, list[fronts.Line]]:
-    """By model, the lines that were made as its last one was: with that budget, on that machine."""
-    last = {line["model"]: line for line in stored}
-    return {
-        model: [line for line in stored if all(line.get(key) == end.get(key) for key in _IDENTITY)]
-        for model, end in last.items()
-    }
+    """By model, the lines that were made as its last one was: with that budget, machine and versions."""
+    models = dict.fromkeys(line["model"] for line in stored)
+    own = {model: [line for line in stored if line["model"] == model] for model in models}
+    return {model: graph_rows.made_as_last(lines, _IDENTITY) for model, lines in own.items()}
 
 
 def _table(front: fronts.Front, errors: Mapping[str, float]) -> str:
@@ -131,11 +130,13 @@ class Bout:
         self.folder = options.out / "fronts" / (f"{model}-{self.epochs}-epochs" if self.epochs else model)
         self.folder.mkdir(parents=True, exist_ok=True)
         budget = {"dense_epochs": self.epochs or SUBJECTS[model].dense.epochs, "launches": options.launches}
-        self.identity = {"model": model, "seed": SEED, "budget": budget, "machine": environment().fingerprint}
+        self.origin = graph_rows.provenance(_PACKAGES)
+        self.identity = {"model": model, "seed": SEED, "budget": budget}
 
     def done(self) -> set[str]:
         """Names of the finished rows."""
-        return {line["row"] for line in fronts.read(_store(self.out)) if self.identity.items() <= line.items()}
+        stored = fronts.read(_store(self.out))
+        return {line["row"] for line in graph_rows.made_alike(stored, self.identity | self.origin)}
 
     def run(self, name: str, row: Row | None) -> None:
         """Makes a row's file, judges it on the test images and times it against dense, in fresh processes."""
@@ -148,8 +149,7 @@ class Bout:
                 raise  # the other rows are judged by the dense one
             line = {"refusal": str(refusal)}
         line = {**self.identity, "row": name, **line, "seconds": round(time.perf_counter() - started, 1)}
-        with _store(self.out).open("a") as stream:
-            stream.write(json.dumps(line) + "\n")
+        graph_rows.append(_store(self.out), [line], self.origin)
         print(f"{self.model}: {fronts.one_line(line)}", flush=True)
 
     @cached_property

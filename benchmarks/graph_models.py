@@ -13,9 +13,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import fronts
+import graph_rows
 from graph_path import OPSET, POLICIES, QUANTUM, available
 
 Row = dict[str, Any]
+_PACKAGES = ("torch", "numpy", "onnx", "onnxruntime-gpu", "onnxruntime", "tensorrt-rtx", "onnx-graphsurgeon")
+_PACKAGES += ("transformers", "timm", "torchvision")
 _PRECISIONS = ("fp32", *POLICIES)
 _AROUND = ("start", "exit")  # where a process may end outside every step
 
@@ -28,13 +31,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def record(options: argparse.Namespace) -> None:
-    """Walks with every architecture that has no row yet."""
-    done = set() if options.again else _rows(options.out).keys()
+    """Walks with every architecture that has no row of this machine and these versions yet."""
+    origin = graph_rows.provenance(_PACKAGES)
+    stored = graph_rows.made_alike(fronts.read(_store(options.out)), origin)
+    done = set() if options.again else {row["model"] for row in stored}
     for name in options.only or available():
         if name not in done:
             row = walked(name, options.limit)
-            with _store(options.out).open("a") as stream:
-                stream.write(json.dumps(row) + "\n")
+            graph_rows.append(_store(options.out), [row], origin)
             wrong = [step for step, found in row["steps"].items() if "failure" in found or not _passed(found)]
             told = f"look at {', '.join(wrong)}" if wrong else "all well"
             print(f"{name}: {row['seconds']:.0f} s, {told}", flush=True)
@@ -84,7 +88,9 @@ def tables(out: Path) -> str:
     columns += [f"ONNX Runtime {name}" for name in POLICIES]
     notes: list[str] = []
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    rows = _rows(out).values()
+    stored = fronts.read(_store(out))
+    alike = graph_rows.made_as_last(stored)
+    rows = {row["model"]: row for row in alike}.values()
     lines += [f"| {' | '.join(_cells(row['model'], row['steps'], notes))} |" for row in rows]
     told = [
         f"Opset {OPSET}, alpha 2, ranks padded to {QUANTUM}, batches 1 and 2, two lengths where the model has tokens. "
@@ -93,6 +99,7 @@ def tables(out: Path) -> str:
         "Bold: further than rounding explains.",
         *(f"[{number}] {note}" for number, note in enumerate(notes, 1)),
         f"Together {sum(row['seconds'] for row in rows) / 60:.1f} minutes.",
+        graph_rows.origin_told(alike, len(stored) - len(alike)),
     ]
     return "\n".join([*lines, "", *(f"{line}\n" for line in told)]).strip()
 
@@ -140,7 +147,3 @@ def _kind(reason: str) -> str:
 
 def _store(out: Path) -> Path:
     return out / "models.jsonl"
-
-
-def _rows(out: Path) -> dict[str, Row]:
-    return {row["model"]: row for row in fronts.read(_store(out))}

@@ -1,10 +1,13 @@
 """The tables of `benchmarks/graphs.py`: no failure is lost, and rows that were not made alike are not mixed."""
 
+import argparse
 import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -125,3 +128,63 @@ def test_a_front_is_of_one_experiment(compressed, tmp_path):
     assert cells(table.split("\n\n", 1)[1], "alpha 2")["output error"] == "0.250"
     assert "| alpha 1.1 | refused: no rank |" in table
     assert "another budget" not in table
+
+
+ORIGIN = {"machine": "m", "cpu": "a processor", "cores": 2, "versions": {"onnx": "1"}}
+
+
+def test_rows_of_other_versions_are_made_again_and_not_shown(models, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(models.graph_rows, "provenance", lambda packages: ORIGIN)
+    monkeypatch.setattr(models, "walked", lambda name, limit: {"model": name, "steps": STEPS, "seconds": 1.0})
+    unrecorded = {"model": "bert", "steps": {"start": {"failure": "of old"}}, "seconds": 1.0}
+    stored(tmp_path / "models.jsonl", unrecorded, {**unrecorded, **ORIGIN, "versions": {"onnx": "0"}, "date": "2020"})
+    assert "of old" in models.tables(tmp_path)
+    options = SimpleNamespace(out=tmp_path, again=False, only=["bert"], limit=1)
+    models.record(options)
+    models.record(options)
+    assert capsys.readouterr().out.count("bert") == 1
+    table = models.tables(tmp_path)
+    assert "of old" not in table
+    assert table.splitlines()[-1].startswith("a processor, 2 cores; onnx 1; 2")
+    assert table.endswith("Left out: 2 rows that were made otherwise.")
+
+
+@pytest.fixture
+def timing(monkeypatch):
+    """The subcommand of rewriting times, with a clock that tells the size."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import graph_time
+
+    monkeypatch.setattr(graph_time.graph_rows, "provenance", lambda packages: ORIGIN)
+    monkeypatch.setattr(graph_time, "seconds_of", lambda model, rule, size, folder: {"seconds": size / 10})
+    return graph_time
+
+
+def test_a_size_that_comes_later_has_all_its_rounds(timing, tmp_path):
+    timing.record(SimpleNamespace(out=tmp_path, sizes=[20], rounds=2))
+    timing.record(SimpleNamespace(out=tmp_path, sizes=[20, 40], rounds=3))
+    rows = timing.fronts.read(tmp_path / "time.jsonl")
+    assert Counter((row["rule"], row["nodes"]) for row in rows) == {
+        (rule, size): 3 for rule in ("pad_rank", "merge_factors", "decompose_node") for size in (20, 40)
+    }
+    assert "medians of 3," in timing.tables(tmp_path)
+    assert cells(timing.tables(tmp_path), "grows as")["pad_rank, s"] == "n^1.00"
+
+
+def test_a_rule_may_lack_a_size(timing, tmp_path):
+    sizes = (("pad_rank", 20), ("pad_rank", 40), ("pad_rank", 40), ("merge_factors", 20))
+    rows = [{"round": 0, "rule": rule, "nodes": size, "seconds": size / 10} for rule, size in sizes]
+    stored(tmp_path / "time.jsonl", *rows)
+    table = timing.tables(tmp_path)
+    assert cells(table, "40")["merge_factors, s"] == "–"
+    assert cells(table, "grows as")["merge_factors, s"] == "–"
+    assert "medians of 1 to 2," in table
+
+
+@pytest.mark.parametrize("text", ["0", "505", "-10", "many"])
+def test_sizes_are_whole_blocks(timing, text):
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    timing.add_arguments(parser)
+    assert parser.parse_args(["--sizes", "510"]).sizes == [510]
+    with pytest.raises(argparse.ArgumentError, match="choose a multiple of 10"):
+        parser.parse_args([f"--sizes={text}"])
