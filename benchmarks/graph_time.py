@@ -46,7 +46,7 @@ def record(options: argparse.Namespace) -> None:
     arms = [(rule, size) for size in sizes for rule in rules(size) if done[rule, size] < options.rounds]
     with TemporaryDirectory(prefix="graphs-") as folder:
         models = {size: _written(Path(folder, f"{size}.onnx"), size) for size in {size: None for _, size in arms}}
-        for rule, size in {rule: size for rule, size in reversed(arms)}.items():
+        for rule, size in dict(reversed(arms)).items():
             seconds_of(models[size], rule, size, Path(folder))  # imports and first allocations
         for number in range(min((done[arm] for arm in arms), default=options.rounds), options.rounds):
             due = [arm for arm in arms if done[arm] <= number]

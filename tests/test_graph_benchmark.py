@@ -134,8 +134,8 @@ ORIGIN = {"machine": "m", "cpu": "a processor", "cores": 2, "versions": {"onnx":
 
 
 def test_rows_of_other_versions_are_made_again_and_not_shown(models, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(models.graph_rows, "provenance", lambda packages: ORIGIN)
-    monkeypatch.setattr(models, "walked", lambda name, limit: {"model": name, "steps": STEPS, "seconds": 1.0})
+    monkeypatch.setattr(models.graph_rows, "provenance", lambda _: ORIGIN)
+    monkeypatch.setattr(models, "walked", lambda name, _: {"model": name, "steps": STEPS, "seconds": 1.0})
     unrecorded = {"model": "bert", "steps": {"start": {"failure": "of old"}}, "seconds": 1.0}
     stored(tmp_path / "models.jsonl", unrecorded, {**unrecorded, **ORIGIN, "versions": {"onnx": "0"}, "date": "2020"})
     assert "of old" in models.tables(tmp_path)
@@ -155,8 +155,8 @@ def timing(monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)
     import graph_time
 
-    monkeypatch.setattr(graph_time.graph_rows, "provenance", lambda packages: ORIGIN)
-    monkeypatch.setattr(graph_time, "seconds_of", lambda model, rule, size, folder: {"seconds": size / 10})
+    monkeypatch.setattr(graph_time.graph_rows, "provenance", lambda _: ORIGIN)
+    monkeypatch.setattr(graph_time, "seconds_of", lambda _, __, size, ___: {"seconds": size / 10})
     return graph_time
 
 
