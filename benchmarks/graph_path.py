@@ -8,14 +8,14 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import onnx
@@ -137,7 +137,7 @@ class Walk:
         return {name: tensor.numpy() for name, tensor in named_outputs(call(self.module, example), example).items()}
 
 
-def main() -> None:
+def main(findings: TextIO) -> None:
     """Walks as far as it gets: a step whose file an earlier one did not make is left out."""
     name, folder = sys.argv[1], Path(sys.argv[2])
     walk = Walk(available()[name], folder)
@@ -157,10 +157,10 @@ def main() -> None:
     )
     for step, needs, take in steps:
         if needs is None or needs in walk.files:
-            say({"step": step, "begun": True})
+            say(findings, {"step": step, "begun": True})
             started = time.perf_counter()
             found = attempted(take)
-            say({"step": step, "seconds": round(time.perf_counter() - started, 1), **found})
+            say(findings, {"step": step, "seconds": round(time.perf_counter() - started, 1), **found})
 
 
 def attempted(take: Callable[[], Found]) -> Found:
@@ -200,21 +200,20 @@ def in_numpy(inputs: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
     return {name: tensor.numpy() for name, tensor in inputs.items()}
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Nothing but findings may go to stdout."""
-    out, sys.stdout = sys.stdout, sys.stderr
-    try:
-        yield
-    finally:
-        sys.stdout = out
+def reserved_stdout() -> TextIO:
+    """Returns the stdout that the parent reads; from here on all else that is written there goes to stderr.
+
+    The descriptor itself is turned over, because libraries in C++ write to it without asking Python.
+    """
+    findings = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return findings
 
 
-def say(line: Found) -> None:
+def say(findings: TextIO, line: Found) -> None:
     """Writes a finding where the parent reads it, at once: the next step may not return."""
-    print(json.dumps(line), file=sys.__stdout__, flush=True)
+    print(json.dumps(line), file=findings, flush=True)
 
 
 if __name__ == "__main__":
-    with quiet():
-        main()
+    main(reserved_stdout())

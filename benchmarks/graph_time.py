@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import fronts
+import graph_rows
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
@@ -27,30 +28,33 @@ from lrd_deploy.rewrite.rule import Rule
 _SIZES = (500, 1000, 1500, 2000, 3000, 4000, 5000)
 _WIDTH, _RANK, _QUANTUM = 48, 12, 16
 _BLOCK = 10  # nodes: a pair of factors, a dense one, and what stands between layers
+_PACKAGES = ("numpy", "onnx", "onnxruntime-gpu", "onnxruntime", "onnx-graphsurgeon")
 Row = dict[str, Any]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The subcommand's own."""
-    parser.add_argument("--sizes", nargs="+", type=int, default=_SIZES, metavar="NODES")
+    parser.add_argument("--sizes", nargs="+", type=_nodes, default=_SIZES, metavar="NODES")
     parser.add_argument("--rounds", type=int, default=7, help="each times every size and rule once")
 
 
 def record(options: argparse.Namespace) -> None:
-    """Times file to file, sizes and rules in turn; the order is turned about every other round."""
-    done = len({row["round"] for row in fronts.read(_store(options.out))})
+    """Times every rule at every size until it has all its rounds; these turn the order about in turn."""
+    origin, sizes = graph_rows.provenance(_PACKAGES), dict.fromkeys(options.sizes)
+    rows = graph_rows.made_alike(fronts.read(_store(options.out)), origin)
+    done = Counter((row["rule"], row["nodes"]) for row in rows)
+    arms = [(rule, size) for size in sizes for rule in rules(size) if done[rule, size] < options.rounds]
     with TemporaryDirectory(prefix="graphs-") as folder:
-        models = {size: _written(Path(folder, f"{size}.onnx"), size) for size in options.sizes}
-        arms = [(rule, size) for size in options.sizes for rule in rules(size)]
-        for arm in arms[: len(rules(options.sizes[0]))]:
-            seconds_of(models[options.sizes[0]], *arm, Path(folder))  # imports and first allocations
-        for number in range(done, options.rounds):
+        models = {size: _written(Path(folder, f"{size}.onnx"), size) for size in {size: None for _, size in arms}}
+        for rule, size in dict(reversed(arms)).items():
+            seconds_of(models[size], rule, size, Path(folder))  # imports and first allocations
+        for number in range(min((done[arm] for arm in arms), default=options.rounds), options.rounds):
+            due = [arm for arm in arms if done[arm] <= number]
             rows = [
                 {"round": number, "rule": rule, "nodes": size, **seconds_of(models[size], rule, size, Path(folder))}
-                for rule, size in (arms if number % 2 == 0 else arms[::-1])
+                for rule, size in (due if number % 2 == 0 else due[::-1])
             ]
-            with _store(options.out).open("a") as stream:
-                stream.writelines(json.dumps(row) + "\n" for row in rows)
+            graph_rows.append(_store(options.out), rows, origin)
             print(f"round {number + 1} of {options.rounds}", flush=True)
 
 
@@ -108,26 +112,41 @@ def _block(name: str, value: str) -> Iterator[NodeProto]:
 
 def tables(out: Path) -> str:
     """Medians by size and rule, and the exponent that a straight line through the logarithms has."""
-    rows = fronts.read(_store(out))
-    names, sizes = list(dict.fromkeys(row["rule"] for row in rows)), sorted({row["nodes"] for row in rows})
-    seconds = {
-        name: [median(row["seconds"] for row in rows if (row["rule"], row["nodes"]) == (name, size)) for size in sizes]
-        for name in names
-    }
+    stored = fronts.read(_store(out))
+    rows = graph_rows.made_as_last(stored)
+    taken: dict[str, dict[int, list[float]]] = {}
+    for row in rows:
+        taken.setdefault(row["rule"], {}).setdefault(row["nodes"], []).append(row["seconds"])
+    medians = {rule: {size: median(found) for size, found in by_size.items()} for rule, by_size in taken.items()}
+    sizes = sorted({row["nodes"] for row in rows})
     lines = [
-        f"| nodes | layers changed | {' | '.join(f'{name}, s' for name in names)} |",
-        "|---" * (2 + len(names)) + "|",
+        f"| nodes | layers changed | {' | '.join(f'{rule}, s' for rule in medians)} |",
+        "|---" * (2 + len(medians)) + "|",
     ]
-    lines += [
-        f"| {size} | {size // _BLOCK} | {' | '.join(f'{seconds[name][place]:.2f}' for name in names)} |"
-        for place, size in enumerate(sizes)
-    ]
+    for size in sizes:
+        cells = (f"{found[size]:.2f}" if size in found else "–" for found in medians.values())
+        lines.append(f"| {size} | {size // _BLOCK} | {' | '.join(cells)} |")
     if len(sizes) > 1:
-        grown = " | ".join(f"n^{np.polyfit(np.log(sizes), np.log(seconds[name]), 1)[0]:.2f}" for name in names)
-        lines.append(f"| grows as | | {grown} |")
-    rounds = len({row["round"] for row in rows})
-    lines += ["", f"File to file (read, checks, rule, shapes inferred, written); medians of {rounds}, in turn."]
-    return "\n".join(lines)
+        lines.append(f"| grows as | | {' | '.join(map(_growth, medians.values()))} |")
+    rounds = sorted({len(found) for by_size in taken.values() for found in by_size.values()}) or [0]
+    counted = f"{rounds[0]}" if len(rounds) == 1 else f"{rounds[0]} to {rounds[-1]}"
+    lines += ["", f"File to file (read, checks, rule, shapes inferred, written); medians of {counted}, in turn."]
+    return "\n".join([*lines, "", graph_rows.origin_told(rows, len(stored) - len(rows))])
+
+
+def _growth(seconds: dict[int, float]) -> str:
+    """The exponent, where there is more than one size to tell it by."""
+    if len(seconds) < 2:
+        return "–"
+    return f"n^{np.polyfit(np.log([*seconds]), np.log([*seconds.values()]), 1)[0]:.2f}"
+
+
+def _nodes(text: str) -> int:
+    """A size as it is asked for: whole blocks."""
+    size = int(text) if text.isdecimal() else 0
+    if size == 0 or size % _BLOCK:
+        raise argparse.ArgumentTypeError(f"{text!r} nodes are no whole blocks; choose a multiple of {_BLOCK}")
+    return size
 
 
 def _written(path: Path, size: int) -> Path:

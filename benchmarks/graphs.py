@@ -4,25 +4,21 @@
     python benchmarks/graphs.py time      rewriting time against the size of the graph
     python benchmarks/graphs.py fronts    `compress` on trained models against uniform ranks, ONNX in and out
 
-Rows are lines of files in --out; what is there is not computed again, and every subcommand ends with its tables.
+Rows are lines of files in --out, each with its machine, versions and date. What is there is not computed again, unless
+it was made on another machine or with other versions; every subcommand ends with its tables and where they are from.
 `time` and `fronts` measure: nothing else may run meanwhile. See each subcommand's --help.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import graph_fronts
 import graph_models
 import graph_time
 
-from lrd_deploy.bench.environment import environment
-
 _VERBS = {"models": graph_models, "time": graph_time, "fronts": graph_fronts}
-_PACKAGES = ("torch", "onnx", "onnxruntime-gpu", "onnxruntime", "tensorrt-rtx", "onnx-graphsurgeon", "transformers")
 
 
 def main() -> None:
@@ -37,17 +33,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     module = _VERBS[options.verb]
     module.record(options)
-    print(f"\n{module.tables(options.out)}\n")
-    here = environment()
-    versions = ", ".join(f"{name} {version(name)}" for name in _PACKAGES if _installed(name))
-    print(f"{here.cpu}, {here.cores} cores; {versions}; {time.strftime('%Y-%m-%d')}")
-
-
-def _installed(package: str) -> bool:
-    try:
-        return bool(version(package))
-    except PackageNotFoundError:
-        return False
+    print(f"\n{module.tables(options.out)}")
 
 
 if __name__ == "__main__":
