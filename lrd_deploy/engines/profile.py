@@ -70,7 +70,7 @@ def shapes_at(
 
 
 def parse_dimension(text: str, *, ranges: bool = True) -> tuple[str, DimensionRange]:
-    """Reads `sequence=128`, and where `ranges` may be said `sequence=16:128:512` and `tokens[1]=16:128:512` too.
+    """Reads `sequence=128` and `tokens[1]=128`, and where `ranges` may be said `sequence=16:128:512` too.
 
     Raises:
         UsageError: it is none of these, or its sizes do not rise.

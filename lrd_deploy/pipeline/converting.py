@@ -186,4 +186,4 @@ def _evidence_note(policy: PrecisionPolicy, evidence: Evidence) -> Iterator[str]
     if policy.precision == "int8":
         yield f"ranges by {evidence.ranges.method} on {evidence.ranges.samples} samples of {evidence.ranges.source}"
         if unclipped := evidence.ranges.not_clipped:
-            yield f"{len(unclipped)} ranges are the largest magnitudes, too few values were seen: {', '.join(unclipped)}"
+            yield f"{len(unclipped)} ranges are the largest magnitude: too few values of {', '.join(unclipped)}"
