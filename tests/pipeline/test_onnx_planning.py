@@ -34,11 +34,15 @@ def planned(tmp_path, monkeypatch):
     def timer(_model, inputs, _bench):
         timed.append({name: array.shape for name, array in inputs.items()})
 
-    def stop(_planner, _timer):
-        raise Reached
+    class Planner:
+        def __init__(self, *_given):
+            pass
+
+        def plan(self, _timer):
+            raise Reached
 
     monkeypatch.setattr(onnx_planning, "model_timer", timer)
-    monkeypatch.setattr(onnx_planning.LatencyPlanner, "plan", stop)
+    monkeypatch.setattr(onnx_planning, "LatencyPlanner", Planner)
 
     def plan(**options):
         policy = LatencyRank(target_speedup=1.5)
