@@ -10,7 +10,7 @@ from itertools import cycle, islice
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lrd_deploy.bench.step_timer import interleave_steps, step_timer
 from lrd_deploy.bench.training import TrainingLaunchPlan, TrainingLaunchSamples
@@ -23,7 +23,7 @@ from lrd_deploy.records import FrozenGroup
 from lrd_deploy.train.devices import PhaseModels
 from lrd_deploy.train.freezing import freeze_, phases
 from lrd_deploy.train.optimizer import make_optimizer
-from lrd_deploy.train.step import TrainingStep
+from lrd_deploy.train.step import Batch, TrainingStep
 
 _BATCHES = 4
 _TINY_RATE = 1e-6  # the weights stay put; a step costs the same
@@ -55,7 +55,7 @@ def measure(plan: TrainingLaunchPlan) -> TrainingLaunchSamples:
 class _Steps:
     """A model with its optimizer; a call is one training step in a phase."""
 
-    def __init__(self, model: nn.Module, settings: Training, data: Iterator[tuple[Tensor, Tensor]]) -> None:
+    def __init__(self, model: nn.Module, settings: Training, data: Iterator[Batch]) -> None:
         layout = torch.channels_last if settings.channels_last else torch.contiguous_format
         self.model, self.data = model.to(memory_format=layout).train(), data
         self.step = TrainingStep(self.model, make_optimizer(self.model, settings), settings)

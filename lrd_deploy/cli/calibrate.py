@@ -73,6 +73,7 @@ def ranges(
         method=found.method,
         samples=found.samples,
         values=len(found.magnitudes),
+        not_clipped=found.not_clipped,
     )
     show(done, ranges_table(done), as_json=as_json)
 

@@ -49,7 +49,7 @@ def compress(
 
     goal = _goal(model, {"target_speedup": target_speedup, "max_error": max_error, "quantum": quantum})
     bench = deployed_bench(read_model(model), batch, threads, launches=4 if quick else 8)
-    sizes = parse_dimensions(dim or ())
+    sizes = parse_dimensions(dim or (), ranges=False)
     refuse_sizes_beside_data(sizes, calibration_data)
     if calibration_data:
         samples = stored_samples(calibration_data, bench.batch)

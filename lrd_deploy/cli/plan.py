@@ -37,12 +37,12 @@ def plan(
     from lrd_deploy.report.terminal import figures_of, plan_table
 
     options = {"target_speedup": target_speedup, "max_error": max_error, "batch": batch, "threads": threads}
-    given = {name: value for name, value in options.items() if value is not None}
     if what.endswith(".onnx"):
         folder = out or Path("runs", Path(what).stem)
+        given = {name: value for name, value in options.items() if value is not None}
         planned = _plan_of_onnx(Path(what), folder, table, given, calibration_data, dim or [])
     else:
-        _refuse_options({**given, **({"dim": dim} if dim else {})}, calibration_data)
+        _refuse_options({**options, "dim": dim, "calibration_data": calibration_data})
         result = run_until("plan", what, out, table)
         folder, planned = result.folder, result.plan
     show(planned, plan_table(planned, figures_of(folder)), as_json=as_json)
@@ -84,16 +84,16 @@ def _plan_of_onnx(
             folder,
             observer,
             calibration_data=calibration_data,
-            dimensions=parse_dimensions(dim),
+            dimensions=parse_dimensions(dim, ranges=False),
             tables=table or (),
         )
     return planned.plan
 
 
-def _refuse_options(given: dict[str, object], calibration_data: Path | None) -> None:
+def _refuse_options(options: dict[str, object]) -> None:
     from lrd_deploy.errors import UsageError
 
-    names = [*given, *(["calibration_data"] if calibration_data else [])]
+    names = [name for name, value in options.items() if value is not None]
     if names:
         raise UsageError(
             "planning a recipe",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from zipfile import BadZipFile
@@ -58,7 +58,8 @@ def random_batches_of(
 ) -> list[Batch]:
     """Returns so many different random batches of one size, which is the model's own where it fixes one.
 
-    Inputs have these `shapes`, where they are given by name.
+    Inputs have these `shapes` where they are given by name, but for the batch: a first dimension that is open, and
+    others of that name.
 
     Raises:
         InputError: the model is invalid, or takes no numbers.
@@ -67,9 +68,8 @@ def random_batches_of(
     inputs, random, rows = graph_inputs(graph), np.random.default_rng(0), table_rows(graph)
     _check_numbers(inputs, model)
     (size,) = allowed_batches(inputs, (batch,))
-    shaped = [
-        tensor.model_copy(update={"shape": tuple((shapes or {}).get(tensor.name, tensor.shape))}) for tensor in inputs
-    ]
+    names = {tensor.shape[0] for tensor in inputs if tensor.shape and isinstance(tensor.shape[0], str)}
+    shaped = [_sized(tensor, (shapes or {}).get(tensor.name, tensor.shape), names, size) for tensor in inputs]
     return [{tensor.name: _random(tensor, size, random, rows) for tensor in shaped} for _ in range(count)]
 
 
@@ -138,6 +138,13 @@ def _check_numbers(inputs: Sequence[TensorInfo], model: Path) -> None:
             accepted="at least one input, all of numbers",
             remedy="pass real inputs with --inputs, or take another model",
         )
+
+
+def _sized(tensor: TensorInfo, shape: Sequence[int | str], batches: Container[int | str], size: int) -> TensorInfo:
+    """The tensor in this shape, with the batch wherever its own dimension has one of the batch's names."""
+    own = (*tensor.shape, *(0 for _ in shape[len(tensor.shape) :]))
+    dims = (size if dim in batches else given for dim, given in zip(own, shape, strict=False))
+    return tensor.model_copy(update={"shape": tuple(dims)})
 
 
 def _random(

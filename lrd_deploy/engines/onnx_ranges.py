@@ -18,8 +18,10 @@ from lrd_deploy.records import RangeMethod
 
 def onnx_magnitudes(
     model: ModelProto, values: Sequence[str], batches: Sequence[Arrays], method: RangeMethod, percentile: float
-) -> dict[str, float]:
-    """Returns the largest magnitude to scale each value by, as a method chooses it; the order of batches is nothing.
+) -> tuple[dict[str, float], tuple[str, ...]]:
+    """Returns the largest magnitude to scale each value by, as a method chooses it, and the values it saw too few of.
+
+    Of these it is the largest one seen. The order of batches is nothing.
 
     The model runs over all batches once for every 16 values, and twice where a histogram is needed.
 
@@ -39,13 +41,15 @@ def onnx_magnitudes(
     for name, array in _finite(model, values, batches):
         largest[name] = max(largest[name], float(np.abs(array).max(initial=0.0)))
     if method == "minmax":
-        return largest
+        return largest, ()
     histograms = {name: Magnitudes(peak) for name, peak in largest.items()}
     for name, array in _finite(model, values, batches):
         histograms[name].update(array)
     if method == "percentile":
-        return {name: found.percentile(percentile) for name, found in histograms.items()}
-    return {name: found.least_divergence() for name, found in histograms.items()}
+        return {name: found.percentile(percentile) for name, found in histograms.items()}, ()
+    clipped = {name: found.least_divergence() for name, found in histograms.items()}
+    too_few = tuple(name for name, magnitude in clipped.items() if magnitude is None)
+    return {**clipped, **{name: largest[name] for name in too_few}}, too_few
 
 
 def half_problems(model: ModelProto, values: Sequence[str], batches: Sequence[Arrays]) -> dict[str, str]:

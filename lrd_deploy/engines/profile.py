@@ -14,6 +14,7 @@ from lrd_deploy.export.onnx_file import graph_inputs
 from lrd_deploy.records import DimensionRange, InputProfile, TensorInfo
 
 _DOING = "choosing the shapes of the inputs"
+_SIZE = "NAME=SIZE, such as sequence=128, a size of 1 and more"
 _RANGE = "NAME=SIZE or NAME=MIN:OPT:MAX, such as sequence=16:128:512, sizes of 1 and more that rise"
 
 
@@ -51,7 +52,7 @@ def shapes_at(
         dimensions: the size of every other dynamic dimension, named as for an engine.
 
     Raises:
-        UsageError: a range where one size is wanted.
+        UsageError: a range where one size is wanted, or a size for the batch.
         InputError, Problems: see `input_profiles`.
     """
     dimensions = dimensions or {}
@@ -63,36 +64,38 @@ def shapes_at(
             accepted=f"one size, such as {ranged}={dimensions[ranged].opt}: a layer is timed at one",
             remedy="correct --dim",
         )
+    _refuse_batch(graph_inputs(model), dimensions)
     settings = BuildSettings(min_batch=batch, opt_batch=batch, max_batch=batch, dimensions=dict(dimensions))
     return {profile.name: profile.opt for profile in input_profiles(model, settings)}
 
 
-def parse_dimension(text: str) -> tuple[str, DimensionRange]:
-    """Reads `sequence=128`, `sequence=16:128:512` and `tokens[1]=16:128:512`.
+def parse_dimension(text: str, *, ranges: bool = True) -> tuple[str, DimensionRange]:
+    """Reads `sequence=128` and `tokens[1]=128`, and where `ranges` may be said `sequence=16:128:512` too.
 
     Raises:
         UsageError: it is none of these, or its sizes do not rise.
     """
     name, separator, sizes = text.rpartition("=")
     numbers = sizes.split(":")
-    if not separator or not name or len(numbers) not in (1, 3) or not all(map(str.isdecimal, numbers)):
-        raise UsageError(_DOING, found=f"'{text}'", accepted=_RANGE, remedy="correct --dim")
+    lengths, accepted = ((1, 3), _RANGE) if ranges else ((1,), _SIZE)
+    if not separator or not name or len(numbers) not in lengths or not all(map(str.isdecimal, numbers)):
+        raise UsageError(_DOING, found=f"'{text}'", accepted=accepted, remedy="correct --dim")
     return name, dimension_range([int(number) for number in numbers], f"'{text}'")
 
 
-def parse_dimensions(texts: Sequence[str]) -> dict[str, DimensionRange]:
-    """Reads several of them.
+def parse_dimensions(texts: Sequence[str], *, ranges: bool = True) -> dict[str, DimensionRange]:
+    """Reads several of them, as `parse_dimension` does one.
 
     Raises:
         UsageError: one is none, or a dimension comes twice.
     """
-    found = [parse_dimension(text) for text in texts]
+    found = [parse_dimension(text, ranges=ranges) for text in texts]
     names = [name for name, _ in found]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UsageError(
             _DOING,
             found=f"--dim for '{twice[0]}' more than once",
-            accepted="one range for each",
+            accepted="one for each",
             remedy="leave the others out",
         )
     return dict(found)
@@ -110,7 +113,7 @@ def dimension_range(sizes: Sequence[int], said: str) -> DimensionRange:
         raise UsageError(
             _DOING,
             found=said,
-            accepted="sizes of 1 and more, min ≤ opt ≤ max",
+            accepted="a size of 1 and more" if len(sizes) == 1 else "sizes of 1 and more, min ≤ opt ≤ max",
             remedy="correct the sizes",
         ) from exc
 
@@ -163,6 +166,19 @@ def _with_batch(inputs: Sequence[TensorInfo], settings: BuildSettings) -> dict[s
     batch = dimension_range(sizes, "the batches min {}, opt {}, max {}".format(*sizes))
     firsts = [tensor.shape[0] for tensor in inputs if tensor.shape]
     return {first: batch for first in firsts if isinstance(first, str)} | dict(settings.dimensions)
+
+
+def _refuse_batch(inputs: Sequence[TensorInfo], dimensions: Mapping[str, DimensionRange]) -> None:
+    dynamic = [(tensor, axis) for tensor in inputs for axis, dim in enumerate(tensor.shape) if isinstance(dim, str)]
+    batches = {tensor.shape[0] for tensor, axis in dynamic if axis == 0}
+    of_batch = {name for tensor, axis in dynamic if tensor.shape[axis] in batches for name in _names(tensor, axis)}
+    if said := [name for name in dimensions if name in of_batch]:
+        raise UsageError(
+            _DOING,
+            found=f"a size for '{said[0]}', which is the batch",
+            accepted="sizes of other dynamic dimensions",
+            remedy="say --batch instead",
+        )
 
 
 def _names(tensor: TensorInfo, axis: int) -> tuple[str, str]:

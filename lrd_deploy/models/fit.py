@@ -18,8 +18,8 @@ def check_fit(model: nn.Module, data: Data) -> None:
     """Runs the model on the first batch of each split and looks at what goes in and what comes out.
 
     Raises:
-        InputError: the batch is no pair of tensors, holds NaN or infinity, or the model refuses it; or the labels are
-            no class numbers of the model.
+        InputError: an input or the labels are no tensor, inputs hold NaN or infinity, or the model refuses them; or the
+            labels are no class numbers of the model.
     """
     for split in ("train", "test"):
         inputs, labels = next(iter(batches(getattr(data, split))))

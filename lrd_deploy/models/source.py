@@ -198,8 +198,8 @@ def _from_config(config: Mapping[str, Any]) -> nn.Module:
     options = dict(config)
     model_type = str(options.pop("model_type", ""))
     try:
-        config = transformers.AutoConfig.for_model(model_type, **options)
-        return _classifier_of(config).from_config(config)
+        built = transformers.AutoConfig.for_model(model_type, **options)
+        return _classifier_of(built).from_config(built)
     except (ValueError, TypeError, KeyError) as exc:
         raise UsageError(
             f"building a transformers model of type '{model_type}'",
@@ -218,7 +218,12 @@ def _classifier_of(config: Any) -> Any:
         return transformers.AutoModelForImageClassification
     if kind in transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         return transformers.AutoModelForSequenceClassification
-    raise ValueError(f"{kind.__name__} has no model for image or sequence classification")
+    raise UsageError(
+        f"choosing a classifier for a transformers model of type '{config.model_type}'",
+        found=f"{kind.__name__} has no model for image or sequence classification",
+        accepted="a type that transformers has such a model for",
+        remedy="choose another model, or make this one in a factory of your own with 'python:'",
+    )
 
 
 def _from_pretrained(name: str) -> nn.Module:

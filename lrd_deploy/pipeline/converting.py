@@ -185,3 +185,5 @@ def _evidence_note(policy: PrecisionPolicy, evidence: Evidence) -> Iterator[str]
         yield f"no samples: outputs were not compared{looked}"
     if policy.precision == "int8":
         yield f"ranges by {evidence.ranges.method} on {evidence.ranges.samples} samples of {evidence.ranges.source}"
+        if unclipped := evidence.ranges.not_clipped:
+            yield f"{len(unclipped)} ranges are the largest magnitude: too few values of {', '.join(unclipped)}"

@@ -201,7 +201,7 @@ def _build_all(work: Workspace, backends: list[str]) -> tuple[BuiltEngines, list
 def _export_both(
     work: Workspace, dense: TrainedModel, lowrank: TrainedModel, plan: RankPlan
 ) -> tuple[ExportedPair, list[Path]]:
-    from lrd_deploy.models.example import named_inputs
+    from lrd_deploy.models.example import is_tensor, named_inputs
 
     example = build_data(work).example()
     inputs = work.path("export", _INPUTS)
@@ -216,7 +216,12 @@ def _export_both(
     for number, name in enumerate(files):
         exported[name] = _export_one(models[name], example, files[name], work.recipe.export.opset)
         work.observer.progress("exporting", number + 1, len(files))
-    pair = ExportedPair(dense=exported["dense"], lowrank=exported["lowrank"], inputs=inputs.relative_to(work.folder))
+    pair = ExportedPair(
+        dense=exported["dense"],
+        lowrank=exported["lowrank"],
+        inputs=inputs.relative_to(work.folder),
+        bare_tensor=is_tensor(example),
+    )
     return pair, [*files.values(), inputs]
 
 

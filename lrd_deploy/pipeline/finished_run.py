@@ -116,15 +116,20 @@ def open_finished_run(folder: Path, observer: Observer) -> FinishedRun:
 
 
 def in_pytorch_as(
-    model: nn.Module, inputs: Batch, outputs: Sequence[str]
+    model: nn.Module, inputs: Batch, outputs: Sequence[str], *, bare_tensor: bool
 ) -> Callable[[Batch], dict[str, NDArray[np.generic]]]:
-    """Returns a model as a function of arrays by name, its outputs called as in its file; `inputs` are an example."""
+    """Returns a model as a function of arrays by name, its outputs called as in its file.
+
+    Args:
+        model: in PyTorch.
+        inputs: an example.
+        outputs: names, in the model's own order.
+        bare_tensor: the model takes the one input without its name; else all by keyword.
+    """
     import torch
 
-    from lrd_deploy.models.example import INPUT
-
     tensors = {name: torch.from_numpy(np.array(array)) for name, array in inputs.items()}
-    run = in_pytorch(model, tensors[INPUT] if tensors.keys() == {INPUT} else tensors)
+    run = in_pytorch(model, next(iter(tensors.values())) if bare_tensor else tensors)
     return lambda batch: dict(zip(outputs, run(batch).values(), strict=True))
 
 

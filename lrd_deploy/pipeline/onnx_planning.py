@@ -54,6 +54,7 @@ def plan_onnx(
     Raises:
         InputError: the model or the data is invalid, or a table lacks a layer.
         UsageError: the goal is out of reach, or no layer is worth factorising; a dynamic dimension has no size.
+        Problems: several dynamic dimensions have none.
     """
     graph = read_model(model)
     refuse_sizes_beside_data(dimensions or {}, calibration_data)
@@ -74,8 +75,9 @@ def plan_onnx(
     )
     source = with_tables(measured, tables)
     planner = LatencyPlanner(layers, policy, source, evidence)
-    inputs = random_batches_of(model, bench.batch, 1, shapes)[0]
-    timer = model_timer(model, inputs, bench) if source is measured else None
+    timer = None
+    if source is measured:
+        timer = model_timer(model, random_batches_of(model, bench.batch, 1, shapes)[0], bench)
     planned = studied(planner, checked(with_reasons(planner.plan(timer), evidence)))
     planned.plan.write(folder / "plan.json")
     write_study(planned, folder / "plan")

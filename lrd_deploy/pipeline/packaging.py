@@ -209,7 +209,8 @@ def _served_arm(run: FinishedRun, arm: Arm, request: PackageRequest) -> Served:
     graph_proto = read_model(path)
     graph = served_graph(graph_proto, may_batch=request.max_batch != 0)
     model = run.model(arm)
-    trained = in_pytorch_as(model, run.inputs(), [output.info.name for output in graph.outputs])
+    outputs = [output.info.name for output in graph.outputs]
+    trained = in_pytorch_as(model, run.inputs(), outputs, bare_tensor=run.exported.bare_tensor)
     name = run.record.recipe if request.name is None else request.name
     return Served(
         name=check_name(name if arm == "lowrank" else f"{name}_{arm}"),

@@ -72,13 +72,15 @@ def measure_ranges(
             remedy="store more samples; a few hundred are enough",
         )
     batches = fitting(model, samples.calibration)
+    magnitudes, not_clipped = onnx_magnitudes(model, values, batches, method, percentile)
     return ActivationRanges(
         model_sha256=sha256_of(source),
         method=method,
         percentile=percentile if method == "percentile" else None,
         samples=samples.calibration_count,
         source=samples.source,
-        magnitudes=onnx_magnitudes(model, values, batches, method, percentile),
+        magnitudes=magnitudes,
+        not_clipped=not_clipped,
     )
 
 

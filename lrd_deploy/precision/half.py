@@ -22,9 +22,9 @@ from lrd_deploy.precision.values import FreshNames, GraphValues, has_body, is_st
 
 HalfPrecision = Literal["fp16", "bf16"]
 _TYPES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
+_TYPE_WORDS = {"fp16": "tensor(float16)", "bf16": "tensor(bfloat16)"}
 # What onnx defines and TensorRT-RTX 1.7 does not compile; exact in float32, since a BF16 value is one of float32 too.
 _NOT_COMPILED = {"bf16": {"IsNaN"}, "fp16": set()}
-_TYPE_WORDS = {"fp16": "tensor(float16)", "bf16": "tensor(bfloat16)"}
 
 
 class _Plan(NamedTuple):
@@ -74,7 +74,7 @@ def _plan(node: NodeProto, values: GraphValues, precision: HalfPrecision) -> _Pl
     if has_body(node):
         return "it has a body of its own"
     if is_standard(node) and node.op_type in _NOT_COMPILED[precision]:
-        return f"TensorRT does not compile {node.op_type} of {precision.upper()}"
+        return f"TensorRT-RTX 1.7 does not compile {node.op_type} in {precision.upper()}"
     if not values.not_tensors.isdisjoint((*node.input, *node.output)):
         return "it handles sequences or optional values"
     if not is_standard(node) or not onnx.defs.has(node.op_type, values.opset, ""):

@@ -62,11 +62,19 @@ class ExportedModel(Record):
 
 
 class ExportedPair(Record):
-    """Both arms as ONNX, and real inputs to run them on."""
+    """Both arms as ONNX, and real inputs to run them on.
+
+    Attributes:
+        dense: the file of the dense arm.
+        lowrank: that of the low-rank arm.
+        inputs: an .npz file of arrays by input name.
+        bare_tensor: the PyTorch models take one tensor, without a name; else tensors by keyword.
+    """
 
     dense: ExportedModel
     lowrank: ExportedModel
     inputs: Path
+    bare_tensor: bool
 
 
 class Applied(Record):

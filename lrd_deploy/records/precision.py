@@ -67,6 +67,7 @@ class ActivationRanges(Record):
         samples: how many were run.
         source: where they come from, in words.
         magnitudes: by value name; 0 of a value that was always zero.
+        not_clipped: values of which too few were seen for the method, and whose magnitude is the largest of those.
     """
 
     schema_version: Literal[1] = 1
@@ -76,6 +77,7 @@ class ActivationRanges(Record):
     samples: int
     source: str
     magnitudes: dict[str, Annotated[float, Field(ge=0)]]
+    not_clipped: tuple[str, ...] = ()
 
 
 class CalibratedRanges(Record):
@@ -86,3 +88,4 @@ class CalibratedRanges(Record):
     method: RangeMethod
     samples: int
     values: int
+    not_clipped: tuple[str, ...] = ()

@@ -56,6 +56,7 @@ def ranges_table(done: CalibratedRanges) -> RenderableType:
         ("method", done.method),
         ("samples", str(done.samples)),
         ("values", str(done.values)),
+        *([("not clipped", f"{len(done.not_clipped)}, of which too few were seen")] if done.not_clipped else []),
         ("model", done.model_sha256[:16]),
     ]
     return table(("ranges", str(done.path)), rows)

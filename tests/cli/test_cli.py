@@ -590,7 +590,7 @@ def test_an_open_dimension_asks_for_its_size(call, tokens_file, tmp_path, verb):
     places = ["-o", tmp_path / "o.onnx", "--folder", tmp_path] if verb == "compress" else ["--out", tmp_path]
     what = "'sequence' of the input 'x' (axis 1) may have any size"
     assert refused(call(verb, tokens_file, *places), what, "say --dim 'sequence=SIZE'")
-    assert refused(call(verb, tokens_file, *places, "--dim", "sequence=1:2:3"), "such as sequence=2")
+    assert refused(call(verb, tokens_file, *places, "--dim", "sequence=1:2:3"), "NAME=SIZE, such as sequence=128")
     np.savez(tmp_path / "x.npz", x=np.ones((8, 6, 512), np.float32))
     beside = ("--dim", "sequence=6", "--calibration-data", tmp_path / "x.npz")
     assert refused(call(verb, tokens_file, *places, *beside), "beside it; one of the two")

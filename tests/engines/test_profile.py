@@ -65,6 +65,14 @@ def test_a_deployment_has_one_shape_per_input():
         shapes_at(TEXT, 4, {"sequence": DimensionRange(min=1, opt=2, max=3)})
 
 
+@pytest.mark.parametrize("name", ["batch", "tokens[0]", "other[1]"])
+def test_a_deployment_takes_no_size_for_the_batch_beside_it(name):
+    graph = model("int64[batch,sequence] tokens, float[4,batch] other")
+    sizes = {each: DimensionRange(min=4, opt=4, max=4) for each in ("sequence", name)}
+    with pytest.raises(UsageError, match=r"which is the batch; sizes of other dynamic dimensions; say --batch"):
+        shapes_at(graph, 8, sizes)
+
+
 def test_sizes_for_what_is_no_dynamic_dimension_are_refused():
     for name in ("width", "bias[0]", "tokens[7]"):
         settings = BuildSettings(
@@ -100,6 +108,14 @@ def test_a_dimension_is_read_as_it_is_written(name, sizes):
 def test_what_is_no_dimension_is_refused(text):
     with pytest.raises(UsageError, match="choosing the shapes of the inputs"):
         parse_dimension(text)
+
+
+@pytest.mark.parametrize("text", ["sequence", "s=a", "s=1:2:3", "s=0"])
+def test_where_one_size_is_wanted_no_range_is_offered(text):
+    with pytest.raises(UsageError, match="size of 1 and more") as caught:
+        parse_dimension(text, ranges=False)
+    assert "min" not in str(caught.value).lower()
+    assert parse_dimension("s=3", ranges=False) == ("s", DimensionRange(min=3, opt=3, max=3))
 
 
 def test_batches_are_read_as_they_are_written():

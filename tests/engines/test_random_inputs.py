@@ -56,6 +56,16 @@ def test_inputs_have_the_shapes_that_are_asked_for(model, tmp_path):
     assert set(batch["ids"].ravel()) <= set(range(5))
 
 
+def test_the_batch_is_the_one_asked_for_wherever_it_is_named(model, tmp_path):
+    model.graph.input[2].type.tensor_type.shape.dim[0].dim_value = 4
+    model.graph.input[2].type.tensor_type.shape.dim[1].dim_param = "batch"
+    path = write_model(model, tmp_path / "m.onnx")
+    (batch,) = random_batches_of(path, 6, 1, {"ids": (3, 5), "attention_mask": (3, 5), "steps": (4, 3)})
+    assert {name: array.shape for name, array in batch.items()} == {
+        "ids": (6, 5), "attention_mask": (6, 5), "steps": (4, 6),
+    }  # fmt: skip
+
+
 def test_a_table_that_is_read_along_another_axis_says_nothing_of_ids(model):
     for node in model.graph.node:
         if node.op_type == "Gather":

@@ -32,6 +32,7 @@ def test_inputs_without_a_shape_keep_their_own_and_take_the_sizes_of_their_names
 def test_a_name_that_is_the_batch_elsewhere_stays_open():
     graph = model("y = MatMul (x, z)", inputs="float[n,4] x, float[4,n] z", outputs="float[n,n] y")
     sized = with_sizes(graph, {"x": (3, 4), "z": (4, 3)})
+    assert dims(sized.graph.input) == {"x": ("n", 4), "z": (4, "n")}
     assert dims(sized.graph.output) == {"y": ("n", "n")}
 
 

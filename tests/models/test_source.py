@@ -73,8 +73,18 @@ def test_a_config_of_a_text_model_gives_a_classifier_of_sequences():
 
 
 def test_a_model_type_without_a_classifier_is_refused():
-    with pytest.raises(UsageError, match="VitsConfig has no model for image or sequence classification"):
+    with pytest.raises(UsageError, match=r"VitsConfig has no model for image or sequence .* choose another model"):
         load_model(TransformersConfig(transformers={"model_type": "vits"}))
+
+
+def test_a_saved_model_without_a_classifier_is_told_as_such_and_not_as_a_wrong_path(tmp_path):
+    from transformers import VitsConfig
+
+    VitsConfig().save_pretrained(tmp_path)
+    save_file({"weight": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(UsageError, match="VitsConfig has no model for image or sequence") as caught:
+        load_model(TransformersPretrained(transformers=str(tmp_path)))
+    assert "choose another model" in caught.value.remedy
 
 
 def test_an_unknown_model_type_is_refused():

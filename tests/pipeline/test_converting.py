@@ -154,7 +154,9 @@ def test_ranges_survive_the_file_and_give_the_same_model(model, samples, method,
     assert read == ranges
     assert (read.samples, read.model_sha256) == (24, sha256_of(model))
     convert_model(model, tmp_path / "stored.onnx", policy, Evidence(samples, read))
-    _, target = converted(model, policy, samples)
+    report, target = converted(model, policy, samples)
+    assert ("x" in read.not_clipped) == (method == "entropy")  # 24 × 3 × 6 × 6 values are too few
+    assert any("too few values of" in note for note in report.notes) == (method == "entropy")
     assert (tmp_path / "stored.onnx").read_bytes() == target.read_bytes()
 
 

@@ -47,6 +47,7 @@ def go(path, folder, until):
 def test_token_ids_and_their_mask_are_the_inputs_of_the_file(recipe, tmp_path):
     result = go(recipe, tmp_path / "run", "rewrite")
     assert result.rewritten.report.applied
+    assert not result.exported.bare_tensor
     path = tmp_path / "run" / "lowrank.onnx"
     inputs = graph_inputs(read_model(path))
     assert [(tensor.name, tensor.shape) for tensor in inputs] == [

@@ -120,7 +120,7 @@ def masked_attention(opset):
 
 def test_isnan_stays_in_float32_in_bf16_alone():
     kept = to_half(masked_attention(22), "bf16", {}).kept
-    assert kept == {1: "TensorRT does not compile IsNaN of BF16"}
+    assert kept == {1: "TensorRT-RTX 1.7 does not compile IsNaN in BF16"}
     assert to_half(masked_attention(20), "fp16", {}).kept == {}
 
 

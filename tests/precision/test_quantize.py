@@ -26,7 +26,7 @@ LAYERS = ("stem", "down", "up", "y")
 
 
 def magnitudes(model, batch=None):
-    return onnx_magnitudes(model, values_to_measure(model), [batch or images(8)], "minmax", 0.0)
+    return onnx_magnitudes(model, values_to_measure(model), [batch or images(8)], "minmax", 0.0)[0]
 
 
 def quantised(model, style="int8", keep=None):

@@ -111,7 +111,7 @@ def _graphs(names):
         backend_version="1.31", precision="fp32", target="cpu", build_seconds=0.1, size_bytes=2**20,
     )  # fmt: skip
     return {
-        "export": ExportedPair(dense=dense, lowrank=lowrank, inputs="export/inputs.npz"),
+        "export": ExportedPair(dense=dense, lowrank=lowrank, inputs="export/inputs.npz", bare_tensor=True),
         "rewrite": RewrittenModel(report=report, difference=same),
         "build": BuiltEngines(engines={"onnxruntime dense": engine}, refused={"tensorrt dense": f"no {names[0]}"}),
     }
