@@ -17,6 +17,7 @@ from lrd_deploy.bench.training import TrainingLaunchPlan, TrainingLaunchSamples
 from lrd_deploy.decompose.surgery import load_lowrank_
 from lrd_deploy.errors import LrdError
 from lrd_deploy.models.data import batches, load_data
+from lrd_deploy.models.example import mapped
 from lrd_deploy.models.source import load_model, load_weights_, make_importable
 from lrd_deploy.recipe.settings import Training
 from lrd_deploy.records import FrozenGroup
@@ -38,7 +39,8 @@ def measure(plan: TrainingLaunchPlan) -> TrainingLaunchSamples:
     make_importable(plan.recipe_folder)
     recipe = plan.recipe
     loaded = islice(batches(load_data(recipe.data, seed=recipe.seed).train), _BATCHES)
-    stored = [(inputs.to(plan.device), labels.to(plan.device)) for inputs, labels in loaded]
+    moved = partial(torch.Tensor.to, device=plan.device)
+    stored = [(mapped(inputs, moved), moved(labels)) for inputs, labels in loaded]
     makers = {"dense": _dense, "lowrank": _lowrank}
     settings = {"dense": recipe.dense or recipe.fine_tune, "lowrank": recipe.fine_tune}
     steps = {
