@@ -18,10 +18,11 @@ import time
 from collections.abc import Callable
 from math import exp, log, sqrt
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import fronts
 import onnx
 from gate import mlp
 from onnx import TensorProto, helper
@@ -190,6 +191,7 @@ def aa_table(rows: list[Row]) -> str:
             f"| 95 % interval holds 1 | {holds} |",
             f"| demonstrated, and beyond {_TOLD_APART:.0%} | {beyond} |",
             f"| half width of the interval, median (largest) | {median(widths):.2%} ({widths[-1]:.2%}) |",
+            f"| mean estimate | {fmean(row['estimate'] for row in rows) - 1:+.2%} |",
             f"| furthest estimate | {furthest:.2%} |",
             f"| seconds each, median | {median(row['seconds'] for row in rows):.0f} |",
         ]
@@ -229,8 +231,7 @@ def overhead_table(rows: list[Row]) -> str:
 
 def read(folder: Path, verb: str) -> list[Row]:
     """Returns the recorded lines."""
-    path = folder / f"{verb}.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    return fronts.read(folder / f"{verb}.jsonl")
 
 
 def keep(folder: Path, verb: str, row: Row) -> None:

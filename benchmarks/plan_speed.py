@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import fronts
 import torch
 from transformers import ResNetConfig, ResNetForImageClassification, ViTConfig, ViTForImageClassification
 
@@ -53,7 +54,7 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     store = arguments.out / "plans.jsonl"
-    lines = [json.loads(line) for line in store.read_text().splitlines()] if store.exists() else []
+    lines = fronts.read(store)
     for model in arguments.models:
         for batch in arguments.batches:
             if any(line["model"] == model and line["batch"] == batch for line in lines):

@@ -21,6 +21,7 @@ from statistics import mean, stdev
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import fronts
 import torch
 from accelerate.utils import set_seed
 from subjects import SUBJECTS, build, data, train_dense_
@@ -75,7 +76,7 @@ def main() -> None:
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     store = arguments.out / "accuracy.jsonl"
     store.parent.mkdir(parents=True, exist_ok=True)
-    lines = [json.loads(line) for line in store.read_text().splitlines()] if store.exists() else []
+    lines = fronts.read(store)
     done = {(line["model"], line["seed"], line["row"]) for line in lines}
     for model in arguments.models:
         for seed in arguments.seeds:

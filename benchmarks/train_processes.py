@@ -21,6 +21,7 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import fronts
 import torch
 from torch import Tensor
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
@@ -61,7 +62,7 @@ def main() -> None:
         parser.error("an interval needs two launches or more")
     arguments.out.mkdir(parents=True, exist_ok=True)
     store = arguments.out / "processes.jsonl"
-    lines = [json.loads(line) for line in store.read_text().splitlines()] if store.exists() else []
+    lines = fronts.read(store)
     for model in arguments.models:
         for number in range(sum(line["model"] == model for line in lines), arguments.launches):
             lines.append({"model": model, **pair(model, arguments.out, two_first=number % 2 == 1)})

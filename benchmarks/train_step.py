@@ -24,6 +24,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import fronts
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -119,7 +120,7 @@ def main() -> None:
         parser.error("an interval needs two launches or more")
     arguments.out.mkdir(parents=True, exist_ok=True)
     store = arguments.out / "steps.jsonl"
-    lines = [json.loads(line) for line in store.read_text().splitlines()] if store.exists() else []
+    lines = fronts.read(store)
     for model in arguments.models:
         if all(line["model"] != model for line in lines):
             lines.append(measured(model, arguments))
