@@ -93,7 +93,7 @@ def train(name: str) -> dict[str, Any]:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     own = subject.batch // accelerator.num_processes
-    images, labels = torch.randn(own, *subject.image), torch.randint(10, (own,))
+    images, labels = subject.example(own), torch.randint(2, (own,))
     model = subject.build()
     decompose_(model, plan_ranks(survey(model, images[:1]), RANKS))
     model = model.to(memory_format=torch.channels_last).train()

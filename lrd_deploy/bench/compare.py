@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from itertools import count, islice
 from math import exp
 from pathlib import Path
@@ -18,7 +19,7 @@ from lrd_deploy.bench.launch import LaunchPlan, LaunchSamples, balanced_order
 from lrd_deploy.bench.process import run_worker
 from lrd_deploy.bench.samples_file import MeasuredUnder, SamplesFile, read_samples
 from lrd_deploy.bench.statistics import block_log_ratio, median, percentile_bound, ratio_with_interval
-from lrd_deploy.bench.turns import own_turn
+from lrd_deploy.bench.turns import Turns
 from lrd_deploy.engines.execution_provider import check_device
 from lrd_deploy.engines.inputs import save_arrays
 from lrd_deploy.errors import BackendError, InputError, UsageError
@@ -159,7 +160,7 @@ def fresh_launches(
     arms = dict(zip(ARMS, (base.resolve(), candidate.resolve(), base.resolve()), strict=True))
     with TemporaryDirectory(prefix="lrd-deploy-") as folder:
         stored = save_arrays(Path(folder, "inputs.npz"), inputs)
-        told = False
+        turns = Turns(observer)
         for number in count():
             order, reverse = balanced_order(ARMS, number)
             plan = LaunchPlan(
@@ -172,25 +173,13 @@ def fresh_launches(
                 execution=execution,
                 **length._asdict(),
             )
-            samples = _in_turn(plan, observer, told=told)
-            told = told or samples.waited
-            yield samples
+            yield turns.take(partial(_launch, plan))
 
 
-def _in_turn(plan: LaunchPlan, observer: Observer, *, told: bool) -> LaunchSamples:
-    waited = False
-
-    def on_wait() -> None:
-        nonlocal waited
-        waited = True
-        if not told:
-            observer.note("another measurement is running on this machine; launches take turns")
-
-    with own_turn(on_wait):
-        samples = run_worker(
-            "lrd_deploy.bench.worker", plan, LaunchSamples, threads=plan.threads, timeout_seconds=_LAST_RESORT_SECONDS
-        )
-    return samples.model_copy(update={"waited": waited})
+def _launch(plan: LaunchPlan) -> LaunchSamples:
+    return run_worker(
+        "lrd_deploy.bench.worker", plan, LaunchSamples, threads=plan.threads, timeout_seconds=_LAST_RESORT_SECONDS
+    )
 
 
 def check_threads(threads: int) -> None:

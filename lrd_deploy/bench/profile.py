@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -17,7 +18,7 @@ from lrd_deploy.bench.launch import balanced_order
 from lrd_deploy.bench.process import run_worker
 from lrd_deploy.bench.profile_launch import ProfilePlan, ProfileSamples
 from lrd_deploy.bench.profile_summary import Deployment, ProfiledFile, conclude_profile
-from lrd_deploy.bench.turns import own_turn
+from lrd_deploy.bench.turns import Turns
 from lrd_deploy.bench.weighted_layers import weighted_layers
 from lrd_deploy.engines.inputs import save_arrays
 from lrd_deploy.engines.verify import check_same_inputs
@@ -111,6 +112,7 @@ def _launches(
     arms: Mapping[str, Path], inputs: Path, settings: ProfileSettings, observer: Observer
 ) -> tuple[ProfileSamples, ...]:
     launches: list[ProfileSamples] = []
+    turns = Turns(observer)
     for number in range(settings.launches):
         order, reverse = balanced_order(tuple(arms), number)
         plan = ProfilePlan(
@@ -123,20 +125,10 @@ def _launches(
             rounds=settings.rounds,
             arm_seconds=settings.arm_seconds,
         )
-        launches.append(_in_turn(plan, observer, told=any(launch.waited for launch in launches)))
+        launches.append(turns.take(partial(_launch, plan)))
         observer.progress("profiling", len(launches), settings.launches)
     return tuple(launches)
 
 
-def _in_turn(plan: ProfilePlan, observer: Observer, *, told: bool) -> ProfileSamples:
-    waited = False
-
-    def on_wait() -> None:
-        nonlocal waited
-        waited = True
-        if not told:
-            observer.note("another measurement is running on this machine; launches take turns")
-
-    with own_turn(on_wait):
-        samples = run_worker("lrd_deploy.bench.profile_worker", plan, ProfileSamples, threads=plan.threads)
-    return samples.model_copy(update={"waited": waited})
+def _launch(plan: ProfilePlan) -> ProfileSamples:
+    return run_worker("lrd_deploy.bench.profile_worker", plan, ProfileSamples, threads=plan.threads)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from math import exp, log
 from pathlib import Path
 
 from lrd_deploy.bench.environment import environment
 from lrd_deploy.bench.process import run_worker
 from lrd_deploy.bench.statistics import median, ratio_with_interval
+from lrd_deploy.bench.turns import Turns
 from lrd_deploy.observer import Observer, SilentObserver
 from lrd_deploy.recipe import Recipe
 from lrd_deploy.recipe.settings import FineTuning, SequentialFreezing
@@ -30,11 +32,15 @@ class TrainingLaunchPlan(Record):
 
 
 class TrainingLaunchSamples(Record):
-    """Milliseconds per step, the least of each block, by round: of the dense model and of each phase."""
+    """Milliseconds per step, the least of each block, by round: of the dense model and of each phase.
+
+    `waited`: another measurement had this machine, and the launch began when it was done.
+    """
 
     batch: int
     dense_ms: tuple[float, ...]
     lowrank_ms: dict[FrozenGroup, tuple[float, ...]]
+    waited: bool = False
 
 
 def compare_training(plan: TrainingLaunchPlan, launches: int, observer: Observer | None = None) -> TrainingSpeedup:
@@ -42,16 +48,16 @@ def compare_training(plan: TrainingLaunchPlan, launches: int, observer: Observer
 
     The clock covers forward, backward and optimizer; not data loading, which both arms share.
 
+    Launches of several measurements on one machine take turns.
+
     Raises:
         BackendError: a worker failed.
     """
     observer = observer or SilentObserver()
-    samples = []
+    samples, turns = [], Turns(observer)
     for number in range(launches):
         launch = plan.model_copy(update={"dense_first": number % 2 == 0})
-        samples.append(
-            run_worker("lrd_deploy.bench.training_worker", launch, TrainingLaunchSamples, threads=plan.threads)
-        )
+        samples.append(turns.take(partial(_launch, launch)))
         observer.progress("measuring training", number + 1, launches)
     shares = phase_shares(plan.recipe.fine_tune)
     ratios = [_log_ratio(launch, shares) for launch in samples]
@@ -68,6 +74,10 @@ def compare_training(plan: TrainingLaunchPlan, launches: int, observer: Observer
         per_launch_speedup=tuple(exp(value) for value in ratios),
         environment=environment(),
     )
+
+
+def _launch(plan: TrainingLaunchPlan) -> TrainingLaunchSamples:
+    return run_worker("lrd_deploy.bench.training_worker", plan, TrainingLaunchSamples, threads=plan.threads)
 
 
 def phase_shares(settings: FineTuning) -> dict[FrozenGroup, float]:

@@ -8,8 +8,36 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
+
+from lrd_deploy.observer import Observer
+from lrd_deploy.records import Record
 
 _LOCK = "lrd-deploy-measuring.lock"
+
+S = TypeVar("S", bound=Record)
+
+
+class Turns:
+    """The turns of one measurement; its observer hears once that it has to wait."""
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer, self._told = observer, False
+
+    def take(self, launch: Callable[[], S]) -> S:
+        """Returns the samples of a launch that nothing else measured beside, with `waited` as it was."""
+        waited = False
+
+        def on_wait() -> None:
+            nonlocal waited
+            waited = True
+            if not self._told:
+                self._told = True
+                self._observer.note("another measurement is running on this machine; launches take turns")
+
+        with own_turn(on_wait):
+            samples = launch()
+        return samples.model_copy(update={"waited": waited})
 
 
 @contextlib.contextmanager
