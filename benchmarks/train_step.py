@@ -198,8 +198,8 @@ def launch(name: str, folder: Path) -> dict[str, Any]:
     for model, phase in dict.fromkeys((model, phase) for model, phases in ROWS.values() for phase in phases):
         plan = None if model == "dense" else RankPlan.read(folder / f"{name}-{model}.json")
         step, arm = Step(subject.build(), plan, phase, SETTINGS), f"{model} {phase}"
-        for name, fact in step.facts(batch).items():
-            facts[name][arm] = fact
+        for fact, amount in step.facts(batch).items():
+            facts[fact][arm] = amount
         arms[arm] = partial(step, batch)
     times = interleave_steps(arms, SingleSteps(time.perf_counter_ns))
     return facts | {"ms": {arm: [sample.wall_ms for sample in samples] for arm, samples in times.items()}}
