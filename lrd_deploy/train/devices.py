@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
-from accelerate.utils import DistributedType, parse_flag_from_env
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, parse_flag_from_env
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -23,7 +23,10 @@ def make_accelerator(seed: int) -> Accelerator:
         UsageError: it would not wrap models in DistributedDataParallel.
     """
     loading = DataLoaderConfiguration(split_batches=True, use_seedable_sampler=True, data_seed=seed)
-    accelerator = Accelerator(dataloader_config=loading, cpu=not torch.accelerator.is_available())
+    gradients = DistributedDataParallelKwargs(gradient_as_bucket_view=True)  # no second copy of them
+    accelerator = Accelerator(
+        dataloader_config=loading, kwargs_handlers=[gradients], cpu=not torch.accelerator.is_available()
+    )
     if accelerator.distributed_type in SHARDING:
         raise UsageError(
             "starting training",
