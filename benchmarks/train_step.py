@@ -4,7 +4,8 @@
 
 Weights are random: a step costs the same. Rows are steps of one process, interleaved; launches are fresh processes and
 the interval is over them. The ceiling is the ratio of FLOPs as PyTorch's own counter counts them, backward included,
-and the realised share is the measured ratio over it. The row *rank choice* takes its ranks from `LatencyRank` on
+and the realised share is the measured ratio over it. Products are only a part of a dense step, by PyTorch's profiler;
+*beside the rest* is the ceiling where normalisation, activations and all else take the time that they take there. The row *rank choice* takes its ranks from `LatencyRank` on
 timings of training steps, at the error of alpha 2 floored to 16. Finished models are lines of FOLDER/steps.jsonl.
 """
 
@@ -26,6 +27,7 @@ from typing import Any
 
 import fronts
 import torch
+from gpu_profile import profile_summary
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
@@ -159,7 +161,14 @@ def measured(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
             options = ["--models", name, "--out", arguments.out, "--launch", target]
             subprocess.run([sys.executable, __file__, *options], check=True)
             samples.append(json.loads(target.read_text()))
-    return {"model": name, "batch": subject.batch, "rows": {row: summary(row, samples) for row in ROWS}}
+    rows = {row: summary(row, samples) for row in ROWS}
+    return {"model": name, "batch": subject.batch, "products": products_share(subject), "rows": rows}
+
+
+def products_share(subject: Subject) -> float:
+    """The share of a dense step's time that convolutions and matrix products take."""
+    step = Step(subject.build(), None, "none", SETTINGS)
+    return profile_summary(partial(step, subject.labelled()), "cpu")["matrix"]
 
 
 def summary(row: str, samples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -269,19 +278,25 @@ def table(line: dict[str, Any]) -> str:
     """One model as a Markdown table."""
     batch = line["batch"]
     lines = [
-        f"{line['model']}, batch {batch}:\n",
-        "| row | step | images/s | times dense | ceiling | realised | saved for backward | optimizer |",
-        "|---|---|---|---|---|---|---|---|",
+        f"{line['model']}, batch {batch}, products {line['products']:.0%} of a dense step:\n",
+        "| row | step | images/s | times dense | ceiling | realised | beside the rest | saved for backward | optimizer |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     dense = line["rows"]["dense"]["saved_bytes"]
     for name, row in line["rows"].items():
         lines.append(
             f"| {name} | {row['step_ms']:.0f} ms | {1000 * batch / row['step_ms']:.1f} | "
             f"{row['ratio']:.2f} ({row['low']:.2f} to {row['high']:.2f}) | {row['ceiling']:.2f} | "
-            f"{row['ratio'] / row['ceiling']:.2f} | {row['saved_bytes'] / 1e6:.0f} MB "
+            f"{row['ratio'] / row['ceiling']:.2f} | {beside_the_rest(line['products'], row['ceiling']):.2f} | "
+            f"{row['saved_bytes'] / 1e6:.0f} MB "
             f"({row['saved_bytes'] / dense:.2f}) | {row['optimizer_bytes'] / 1e6:.0f} MB |"
         )
     return "\n".join(lines)
+
+
+def beside_the_rest(products: float, ceiling: float) -> float:
+    """The ratio of steps where only that share of the dense one shrinks, by that much (Amdahl's law)."""
+    return 1 / (1 - products + products / ceiling)
 
 
 if __name__ == "__main__":
