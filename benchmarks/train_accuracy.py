@@ -1,6 +1,6 @@
 """What sequential freezing, and every other setting of fine-tuning, does to accuracy: an ablation.
 
-    python benchmarks/train_accuracy.py --out FOLDER [--models resnet18 vit] [--seeds 0 1 2 3 4] [--rows …]
+    python benchmarks/train_accuracy.py --out FOLDER [--models resnet18 vit] [--seeds 0 1 2 3 4] [--rows …] [--epochs 10]
 
 Every row starts from the same dense weights, decomposed at the same ranks with the same factors, and changes one
 setting of the reference row, *sequential*. All are fine-tuned for the same epochs on the same images in the same order.
@@ -47,7 +47,7 @@ from lrd_deploy.recipe.settings import (
 from lrd_deploy.train.accuracy import accuracy
 from lrd_deploy.train.loop import TrainingJob, train
 
-EPOCHS, CALIBRATION_BATCHES = 6, 20
+CALIBRATION_BATCHES = 20
 RANKS = UniformRank(alpha=2, round_to=16)
 # What each row changes of the reference, which is sequential freezing, a swap per epoch, state kept.
 ROWS: dict[str, dict[str, Any]] = {
@@ -71,17 +71,18 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=SUBJECTS, default=["resnet18", "vit"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
+    parser.add_argument("--epochs", type=int, default=10, help="of fine-tuning")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     store = arguments.out / "accuracy.jsonl"
     store.parent.mkdir(parents=True, exist_ok=True)
-    lines = fronts.read(store)
+    lines = [line for line in fronts.read(store) if line.get("epochs", arguments.epochs) == arguments.epochs]
     done = {(line["model"], line["seed"], line["row"]) for line in lines}
     for model in arguments.models:
         for seed in arguments.seeds:
             missing = [row for row in ("dense", *arguments.rows) if (model, seed, row) not in done]
-            for line in computed(model, seed, missing, arguments.out):
+            for line in computed(model, seed, missing, arguments.epochs, arguments.out):
                 lines.append(line)
                 with store.open("a") as stream:
                     stream.write(json.dumps(line) + "\n")
@@ -91,7 +92,7 @@ def main() -> None:
     print(f"\n{here.cpu}, {here.cores} cores, PyTorch {torch.__version__}, {time.strftime('%Y-%m-%d')}")
 
 
-def computed(model: str, seed: int, rows: list[str], folder: Path) -> Any:
+def computed(model: str, seed: int, rows: list[str], epochs: int, folder: Path) -> Any:
     """Yields one line per row."""
     images = data(model, seed)
     weights = folder / model / f"timed-{seed}.safetensors"
@@ -104,16 +105,17 @@ def computed(model: str, seed: int, rows: list[str], folder: Path) -> Any:
         yield line | {"accuracy": accuracy(dense, images), "test_images": sum(len(y) for _, y in batches(images.test))}
     for row in rows:
         if row != "dense":
-            found = fine_tuned(model, seed, weights, SUBJECTS[model].fine_tune, row)
+            settings = SUBJECTS[model].fine_tune.model_copy(update={"epochs": epochs})
+            found = fine_tuned(model, seed, weights, settings, row)
             print(f"{model} seed {seed}: {row} {found['accuracy']:.2%}, {found['seconds']:.0f} s", flush=True)
-            yield {"model": model, "seed": seed, "row": row} | found
+            yield {"model": model, "seed": seed, "row": row, "epochs": epochs} | found
 
 
 def fine_tuned(model: str, seed: int, weights: Path, settings: FineTuning, row: str) -> dict[str, Any]:
     """One row: decomposed, re-estimated, fine-tuned."""
     images, dense = data(model, seed), build(model, weights).eval()
     started = time.perf_counter()
-    reference = settings.model_copy(update={"epochs": EPOCHS, "freezing": SequentialFreezing()})
+    reference = settings.model_copy(update={"freezing": SequentialFreezing()})
     settings = reference.model_copy(update=ROWS[row])
     images.train.generator.manual_seed(seed)
     seen = [inputs for inputs, _ in islice(batches(images.train), CALIBRATION_BATCHES)]
