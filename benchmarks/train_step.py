@@ -59,11 +59,19 @@ from lrd_deploy.train.step import TrainingStep
 
 @dataclass(frozen=True)
 class Subject:
-    """A model with new weights, random inputs for it by their number, and the batch of a step."""
+    """A model with new weights, random inputs for it by their number, and the batch of a step.
+
+    `dense_channels_last` is the layout that trains the dense model faster; a low-rank one has channels_last.
+    """
 
     build: Callable[[], nn.Module]
     example: Callable[[int], Tensor]
     batch: int
+    dense_channels_last: bool = True
+
+    def dense_settings(self) -> FineTuning:
+        """Returns how steps of the dense model are taken."""
+        return SETTINGS.model_copy(update={"channels_last": self.dense_channels_last})
 
     def labelled(self) -> tuple[Tensor, Tensor]:
         """Returns a batch to train on."""
@@ -90,7 +98,7 @@ def _bert() -> nn.Module:
 
 _DIGITS = {"num_channels": 1, "embedding_size": 64, "hidden_sizes": [64, 128, 256, 512], "depths": [2, 2, 2, 2]}
 SUBJECTS = {
-    "resnet18-digits": Subject(partial(_resnet, layer_type="basic", **_DIGITS), images(1, 32, 32), 64),
+    "resnet18-digits": Subject(partial(_resnet, layer_type="basic", **_DIGITS), images(1, 32, 32), 64, False),
     "resnet50-128": Subject(_resnet, images(3, 128, 128), 16),
     "resnet50-224": Subject(_resnet, images(3, 224, 224), 8),
     "resnet101-224": Subject(partial(_resnet, depths=[3, 4, 23, 3]), images(3, 224, 224), 8),
@@ -167,7 +175,7 @@ def measured(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
 def products_share(subject: Subject) -> float:
     """The share of a dense step's time that convolutions and matrix products take."""
-    step = Step(subject.build(), None, "none", SETTINGS)
+    step = Step(subject.build(), None, "none", subject.dense_settings())
     return profile_summary(partial(step, subject.labelled()), "cpu")["matrix"]
 
 
@@ -206,7 +214,8 @@ def launch(name: str, folder: Path) -> dict[str, Any]:
     facts: dict[str, Any] = {"flops": {}, "saved": {}, "optimizer": {}}
     for model, phase in dict.fromkeys((model, phase) for model, phases in ROWS.values() for phase in phases):
         plan = None if model == "dense" else RankPlan.read(folder / f"{name}-{model}.json")
-        step, arm = Step(subject.build(), plan, phase, SETTINGS), f"{model} {phase}"
+        settings = SETTINGS if plan else subject.dense_settings()
+        step, arm = Step(subject.build(), plan, phase, settings), f"{model} {phase}"
         for fact, amount in step.facts(batch).items():
             facts[fact][arm] = amount
         arms[arm] = partial(step, batch)
@@ -229,7 +238,8 @@ class Step:
     def __init__(
         self, model: nn.Module, plan: RankPlan | None, phase: FrozenGroup, settings: FineTuning, device: str = "cpu"
     ) -> None:
-        self.model = with_forms_(model, plan).to(device, memory_format=torch.channels_last).train()
+        layout = torch.channels_last if settings.channels_last else torch.contiguous_format
+        self.model = with_forms_(model, plan).to(device, memory_format=layout).train()
         freeze_(self.model, phase)
         self.settings = settings
         self.wrapped = PhaseModels(self.model, compiled=settings.compile).of(phase)

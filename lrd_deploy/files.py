@@ -37,6 +37,21 @@ def _advice(doing: str, exc: OSError) -> tuple[str, str]:
     )
 
 
+def check_apart(target: Path, source: Path) -> None:
+    """Refuses to write what was made of a model, and lost something, in its place.
+
+    Raises:
+        UsageError: both are one file.
+    """
+    if target.resolve() == source.resolve():
+        raise UsageError(
+            f"writing '{target}'",
+            found="the model that this is made of",
+            accepted="another path: what is lost cannot be had back",
+            remedy="name another file with -o",
+        )
+
+
 def write_whole(path: Path, write: Callable[[Path], None]) -> Path:
     """Lets `write` fill a temporary file beside `path`, then renames it to `path`.
 

@@ -71,7 +71,8 @@ def rewrite(
 ) -> None:
     """Make every rank one the hardware likes, in any ONNX file; outputs before and after are compared."""
     from lrd_deploy.cli.console import show
-    from lrd_deploy.engines.inputs import random_batches, stored_batches
+    from lrd_deploy.engines.inputs import compared_on
+    from lrd_deploy.files import check_apart
     from lrd_deploy.pipeline.rewriting import OutputsMayMove, OutputsStay, rewrite_model
     from lrd_deploy.report.terminal import rewrite_table
 
@@ -84,8 +85,9 @@ def rewrite(
         "layers_from": layers_from,
     }
     _check_options(mode, {name: value for name, value in asked.items() if value is not None})
-    sizes = (1, 2, 7)
-    batches = stored_batches(inputs, sizes) if inputs else random_batches(model, sizes)
+    if mode == "truncate" or max_error is not None:
+        check_apart(output, model)
+    batches = compared_on(model, inputs)
     if mode == "auto":
         report = _enforced(model, output, batches, asked)
     elif layers_from:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def verify(
     reference: Annotated[Path | None, typer.Argument(metavar="A.onnx")] = None,
     candidate: Annotated[Path | None, typer.Argument(metavar="B.onnx")] = None,
-    inputs: Annotated[Path | None, typer.Option(help="An .npz file of real inputs by name. [random]")] = None,
+    inputs: Annotated[Path | None, typer.Option(help="An .npz file of real inputs by name, all of which are run. [random]")] = None,
     tolerance: Annotated[
         float | None,
         typer.Option(help="Largest relative L2 difference. [what rounding in the files' precisions explains]"),
@@ -53,15 +53,15 @@ def verify(
 def _compared(
     reference: Path | None, candidate: Path | None, inputs: Path | None, policy: VerifyPolicy
 ) -> Verification:
-    from lrd_deploy.engines.inputs import random_batches, stored_batches
+    from lrd_deploy.engines.inputs import compared_on
     from lrd_deploy.engines.verify import verify as verify_files
 
     for name, path in (("A.onnx", reference), ("B.onnx", candidate)):
         if path is None:
             raise typer.BadParameter("is needed here", param_hint=f"'{name}'")
-    sizes = (1, 2, 7)
-    batches = stored_batches(inputs, sizes) if inputs else random_batches(reference, sizes)
-    return verify_files(reference, candidate, batches, policy)
+    return verify_files(
+        reference, candidate, compared_on(reference, inputs), policy, "given" if inputs else "random"
+    )
 
 
 def _judged_again(stored: Path, files: tuple[Path | None, ...], policy: VerifyPolicy) -> Verification:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Container, Mapping, Sequence
-from math import prod
+from itertools import accumulate
+from math import ceil, prod
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -18,6 +19,8 @@ from lrd_deploy.files import storage_errors, write_whole
 from lrd_deploy.records import TensorInfo
 
 Batch = dict[str, NDArray[np.generic]]
+COMPARED_BATCHES = (1, 2, 7)
+_MOST_SAMPLES = 32  # in a batch, where all samples are run
 _MOST_VALUES = 2**28  # of one random input: 2 GiB while it is drawn
 
 
@@ -82,6 +85,43 @@ def stored_batches(path: Path, batches: Sequence[int]) -> list[Batch]:
     """
     arrays = stored_arrays(path)
     return [{name: repeated(array, size) for name, array in arrays.items()} for size in batches]
+
+
+def compared_on(model: Path, samples: Path | None) -> list[Batch]:
+    """Returns what to compare an ONNX file's outputs on: all samples of an .npz file, or random ones, in several batches.
+
+    Raises:
+        StorageError: a file cannot be read.
+        InputError: the model or the .npz file is invalid.
+    """
+    if samples is None:
+        return random_batches(model, COMPARED_BATCHES)
+    return sample_batches(stored_arrays(samples), graph_inputs(read_model(model)), COMPARED_BATCHES)
+
+
+def sample_batches(
+    arrays: Mapping[str, NDArray[np.generic]], inputs: Sequence[TensorInfo], sizes: Sequence[int]
+) -> list[Batch]:
+    """Returns every sample once: batches of these sizes, then of 32, the last one of what is left.
+
+    Where the model fixes its batch all have that size, and the last one starts over at the first sample; so do the
+    first ones where there are fewer samples than they take.
+
+    Args:
+        arrays: by input name, a sample per row.
+        inputs: of the model.
+        sizes: that a model of any batch is tried at.
+    """
+    count = max(map(len, arrays.values()))
+    fixed = inputs[0].shape[0] if inputs and inputs[0].shape else None
+    if isinstance(fixed, int):
+        cuts = [fixed] * ceil(count / fixed)
+    else:
+        left = max(count - sum(sizes), 0)
+        cuts = [*sizes, *[_MOST_SAMPLES] * (left // _MOST_SAMPLES), left % _MOST_SAMPLES]
+    ends = accumulate(cuts)
+    rows = [range(end - size, end) for end, size in zip(ends, cuts, strict=True) if size]
+    return [{name: np.take(array, own, axis=0, mode="wrap") for name, array in arrays.items()} for own in rows]
 
 
 def stored_arrays(path: Path) -> Batch:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from math import log10
 from pathlib import Path
+from typing import Literal
 
 from onnx import ModelProto
 
@@ -19,7 +20,11 @@ from lrd_deploy.records import TensorInfo, Verification, VerifyPolicy
 
 
 def verify(
-    reference: Path, candidate: Path, batches: Sequence[Arrays], policy: VerifyPolicy | None = None
+    reference: Path,
+    candidate: Path,
+    batches: Sequence[Arrays],
+    policy: VerifyPolicy | None = None,
+    inputs: Literal["given", "random"] = "given",
 ) -> Verification:
     """Runs both in ONNX Runtime on the same inputs, compares their outputs and judges the difference.
 
@@ -28,6 +33,7 @@ def verify(
         candidate: an ONNX file with the same inputs and outputs.
         batches: inputs by name, one per batch.
         policy: what must hold; by default that rounding in the files' precisions explains the difference.
+        inputs: where the batches come from, for the record.
 
     Raises:
         InputError: a file is invalid, or the outputs cannot be compared.
@@ -42,6 +48,7 @@ def verify(
     found = compare_outputs(expected, backend.load(candidate, SessionSettings()).run, batches, rounding)
     unjudged = Verification(
         **found.model_dump(),
+        inputs=inputs,
         sqnr_db=-20 * log10(found.relative_l2) if found.relative_l2 else None,
         rounding=rounding,
         reference_sha256=sha256_of(reference),

@@ -22,7 +22,7 @@ from lrd_deploy.engines.onnxruntime import OnnxRuntime
 from lrd_deploy.errors import UsageError
 from lrd_deploy.export.onnx_file import read_model, weight_precision, write_model
 from lrd_deploy.export.onnx_layers import survey_onnx
-from lrd_deploy.files import sha256_of, storage_errors
+from lrd_deploy.files import check_apart, sha256_of, storage_errors
 from lrd_deploy.observer import Observer
 from lrd_deploy.pipeline.bias_correction import corrected
 from lrd_deploy.pipeline.compression_search import Built, fast_enough, within_error
@@ -134,13 +134,7 @@ def compress(
 
 def _check_writable(target: Path, source: Path) -> None:
     """Minutes of work end in this folder; the trained model is not to be replaced by what was made of it."""
-    if target.resolve() == source.resolve():
-        raise UsageError(
-            f"writing '{target}'",
-            found="the model that is to be compressed",
-            accepted="another path: what is lost cannot be had back",
-            remedy="name another file with -o",
-        )
+    check_apart(target, source)
     if target.is_dir():
         raise UsageError(
             f"writing '{target}'", found="a folder", accepted="a path for a file", remedy="name the file with -o"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from lrd_deploy.records.graphs import OutputDifference
@@ -30,6 +32,7 @@ class Verification(OutputDifference):
     """A difference with the verdict on it; it can be judged again by another policy, without running anything.
 
     Attributes:
+        inputs: what both were run on, "given" or "random".
         sqnr_db: signal to difference, −20·log₁₀ of `relative_l2`; None of equal outputs.
         rounding: the relative L2 difference that rounding in the files' precisions explains.
         reference_sha256: of the file.
@@ -39,6 +42,7 @@ class Verification(OutputDifference):
         reasons: why it did not pass.
     """
 
+    inputs: Literal["given", "random"] = "given"
     sqnr_db: float | None
     rounding: float
     reference_sha256: str

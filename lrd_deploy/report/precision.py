@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 
 from rich.console import Group, RenderableType
 from rich.markup import escape
@@ -36,18 +37,29 @@ def precision_table(report: PrecisionReport) -> RenderableType:
 def verification_table(found: Verification) -> RenderableType:
     """Every metric, and the verdict with its reasons."""
     sqnr = "equal outputs" if found.sqnr_db is None else f"{found.sqnr_db:.1f} dB"
+    sizes, asked = ", ".join(map(str, dict.fromkeys(found.batches))), found.policy.tolerance is not None
     rows = [
         ("precisions", " and ".join(found.precisions)),
         ("largest difference", f"{found.max_abs:.2e}"),
         ("relative L2", f"{found.relative_l2:.2e}"),
-        ("tolerance", f"{found.tolerance:.2e}"),
+        ("tolerance", f"{found.tolerance:.2e}{'' if asked else ', what rounding explains'}"),
         ("cosine", f"{found.cosine:.9f}"),
         ("signal over difference", sqnr),
         ("top-1 agreement", f"{found.top1_agreement:.2%}"),
-        ("batches", ", ".join(map(str, found.batches))),
+        ("inputs", f"{sum(found.batches)}, {found.inputs}, in batches of {sizes}"),
     ]
     verdict = "passed" if found.passed else f"FAILED: {'; '.join(found.reasons)}"
-    return Group(table(("metric", "value"), rows), escape(verdict))
+    return Group(table(("metric", "value"), rows), escape(verdict), *map(escape, _advice(found)))
+
+
+def _advice(found: Verification) -> Iterator[str]:
+    """What to try where two files are meant to differ."""
+    if found.passed:
+        return
+    if found.inputs == "random":
+        yield "Random inputs are not what a model was calibrated for: --inputs samples.npz judges by real ones."
+    if found.policy.tolerance is None and len(set(found.precisions)) == 1:
+        yield "Factors lose more than rounding explains: --tolerance says how much they may."
 
 
 def ranges_table(done: CalibratedRanges) -> RenderableType:

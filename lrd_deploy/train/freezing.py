@@ -108,7 +108,8 @@ class FreezingSchedule:
 
     Attributes:
         model: decomposed, and not wrapped.
-        optimizer: needed where `optimizer_state` is "reset"; where given, it must hold every factor.
+        optimizer: needed where `optimizer_state` is "reset"; where given, it must hold every factor. Without it `finish`
+            looks whether any factor has learned.
         freezing: who stands still, and when.
         frozen: the group that stands still now.
     """
@@ -118,6 +119,7 @@ class FreezingSchedule:
     freezing: Freezing = field(default_factory=SequentialFreezing)
     frozen: FrozenGroup = field(default="none", init=False)
     _seen: dict[str, int] = field(default_factory=dict, init=False, repr=False)
+    _start: dict[str, int] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Refuses a model in which nothing could be frozen, or not without freezing something else.
@@ -158,6 +160,8 @@ class FreezingSchedule:
         if group == self.frozen:
             return False
         self.check()
+        if self.optimizer is None and not self._start:
+            self._start = self._factors()
         freeze_(self.model, group)
         self.frozen = group
         frozen = {name: weight for name, weight, owner in factor_weights(self.model) if owner == group}
@@ -182,8 +186,21 @@ class FreezingSchedule:
             )
 
     def finish(self) -> None:
-        """Lets everything learn again."""
+        """Lets everything learn again.
+
+        Raises:
+            InputError: no optimizer was given, and no factor has moved.
+        """
         self.enter("none")
+        if self._start and self._start == self._factors():
+            raise _unusable(
+                "no factor that has moved since the first phase began",
+                "an optimizer that holds every factor",
+                "make it after decompose_(), and pass it as the second argument",
+            )
+
+    def _factors(self) -> dict[str, int]:
+        return {name: _bits(weight) for name, weight, _ in factor_weights(self.model)}
 
     def _reset(self, weights: Iterable[nn.Parameter]) -> None:
         """Zeroes the state of weights that freeze: at once, so that a checkpoint of any phase holds what comes next."""

@@ -176,6 +176,24 @@ def test_verify_is_1_when_outputs_differ(call, factors, tmp_path):
     assert json.loads(out)["passed"] is False
 
 
+def test_verify_tells_what_it_was_run_on_and_what_to_try(call, factors, tmp_path):
+    onnx.save(layer_graph(SIGNATURE, KeepDense()), tmp_path / "other.onnx")
+    code, out, _ = call("verify", factors, tmp_path / "other.onnx")
+    assert (code, "10, random, in batches of 1, 2, 7" in out) == (1, True)
+    assert "--inputs samples.npz judges by real ones" in out
+    assert "--tolerance says how much they may" in out
+    np.savez(tmp_path / "x.npz", x=np.ones((50, 16), np.float32))
+    code, out, _ = call("verify", factors, factors, "--inputs", tmp_path / "x.npz", "--json")
+    assert (code, json.loads(out)["inputs"], sum(json.loads(out)["batches"])) == (0, "given", 50)
+
+
+def test_ranks_are_not_truncated_in_the_only_copy_of_a_model(call, factors):
+    before = factors.read_bytes()
+    arguments = ("rewrite", factors, "-o", factors, "--mode", "truncate", "--quantum", 4)
+    assert refused(call(*arguments), "what is lost cannot be had back")
+    assert factors.read_bytes() == before
+
+
 def test_build_writes_engine_and_manifest(call, factors, tmp_path):
     code, out, _ = call("build", factors, "-o", tmp_path / "e.onnx", "--json")
     assert code == 0

@@ -7,11 +7,11 @@ import pytest
 from lrd_deploy.bench.layer_graph import layer_graph, layer_input
 from lrd_deploy.engines import BACKENDS, BuildSettings, SessionSettings, builder, runtime
 from lrd_deploy.engines.difference import output_difference, rounding_tolerance
-from lrd_deploy.engines.inputs import random_batches, repeated, stored_batches
+from lrd_deploy.engines.inputs import random_batches, repeated, sample_batches, stored_batches
 from lrd_deploy.engines.verify import verify
 from lrd_deploy.errors import BackendError, InputError, MissingPackage, StorageError, UsageError
 from lrd_deploy.files import sha256_of
-from lrd_deploy.records import KeepDense, LayerSignature, Tucker2, VerifyPolicy
+from lrd_deploy.records import KeepDense, LayerSignature, TensorInfo, Tucker2, VerifyPolicy
 
 SIGNATURE = LayerSignature(
     kind="conv2d", in_channels=16, out_channels=16, kernel=(3, 3), padding=(1, 1), spatial=(6, 6)
@@ -141,3 +141,20 @@ def test_inputs_that_are_no_npz_are_refused(tmp_path):
     (tmp_path / "x.npz").write_text("no")
     with pytest.raises(InputError, match=r"an \.npz file with one array per input"):
         stored_batches(tmp_path / "x.npz", (1,))
+
+
+@pytest.mark.parametrize(
+    ("count", "batch", "expected"),
+    [
+        (80, "batch", [1, 2, 7, 32, 32, 6]),
+        (10, "batch", [1, 2, 7]),
+        (4, "batch", [1, 2, 7]),  # starts over
+        (5, 2, [2, 2, 2]),
+    ],
+)
+def test_every_sample_is_run_at_several_batches_or_at_the_models_own(count, batch, expected):
+    inputs = [TensorInfo(name="x", dtype="float32", shape=(batch, 1))]
+    batches = sample_batches({"x": np.arange(count)[:, None]}, inputs, (1, 2, 7))
+    assert [len(found["x"]) for found in batches] == expected
+    rows = np.concatenate([found["x"] for found in batches])[:, 0]
+    assert list(rows) == [row % count for row in range(sum(expected))]

@@ -199,7 +199,7 @@ def test_a_plan_that_measures_slower_than_dense_is_refused(run, tmp_path):
 
 
 def test_the_model_itself_is_not_written_over(run, tmp_path):
-    with pytest.raises(UsageError, match="the model that is to be compressed"):
+    with pytest.raises(UsageError, match="the model that this is made of"):
         run({"max_error": 0.1}, speedups=(), target=tmp_path / "dense.onnx")
 
 

@@ -305,6 +305,18 @@ def test_a_plain_loop_freezes_by_the_schedule(freezing):
     assert everything_learns(model)
 
 
+def test_a_loop_whose_optimizer_knows_no_factor_is_told_at_the_end():
+    model = small()
+    stranger = nn.Linear(4, 4)
+    schedule = FreezingSchedule(model)
+    for epoch in range(2):
+        schedule.begin(epoch)
+        take_step(model, adamw(stranger))
+    with pytest.raises(InputError, match=r"no factor that has moved .* make it after decompose_"):
+        schedule.finish()
+    assert everything_learns(model)
+
+
 @pytest.mark.parametrize("state", ["kept", "reset"])
 def test_the_optimizer_state_of_a_factor_that_learns_again_is_kept_or_reset(state):
     model = small()
