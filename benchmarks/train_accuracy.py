@@ -1,6 +1,6 @@
 """What sequential freezing, and every other setting of fine-tuning, does to accuracy: an ablation.
 
-    python benchmarks/train_accuracy.py --out FOLDER [--models resnet18 vit] [--seeds 0 1 2 3 4] [--rows …] [--epochs 10]
+    python benchmarks/train_accuracy.py --out FOLDER [--models resnet18 vit] [--seeds 0 1 2 3 4] [--rows …]
 
 Every row starts from the same dense weights, decomposed at the same ranks with the same factors, and changes one
 setting of the reference row, *sequential*. All are fine-tuned for the same epochs on the same images in the same order.

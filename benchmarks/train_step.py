@@ -5,8 +5,9 @@
 Weights are random: a step costs the same. Rows are steps of one process, interleaved; launches are fresh processes and
 the interval is over them. The ceiling is the ratio of FLOPs as PyTorch's own counter counts them, backward included,
 and the realised share is the measured ratio over it. Products are only a part of a dense step, by PyTorch's profiler;
-*beside the rest* is the ceiling where normalisation, activations and all else take the time that they take there. The row *rank choice* takes its ranks from `LatencyRank` on
-timings of training steps, at the error of alpha 2 floored to 16. Finished models are lines of FOLDER/steps.jsonl.
+*beside the rest* is the ceiling where all else, such as normalisation, takes the time that it takes there. Saved are
+the bytes that autograd keeps for backward. The row *rank choice* takes its ranks from `LatencyRank` on timings of
+training steps, at the error of alpha 2 floored to 16. Finished models are lines of FOLDER/steps.jsonl.
 """
 
 from __future__ import annotations
@@ -289,7 +290,7 @@ def table(line: dict[str, Any]) -> str:
     batch = line["batch"]
     lines = [
         f"{line['model']}, batch {batch}, products {line['products']:.0%} of a dense step:\n",
-        "| row | step | images/s | times dense | ceiling | realised | beside the rest | saved for backward | optimizer |",
+        "| row | step | images/s | times dense | ceiling | realised | beside the rest | saved | optimizer |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     dense = line["rows"]["dense"]["saved_bytes"]

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 def verify(
     reference: Annotated[Path | None, typer.Argument(metavar="A.onnx")] = None,
     candidate: Annotated[Path | None, typer.Argument(metavar="B.onnx")] = None,
-    inputs: Annotated[Path | None, typer.Option(help="An .npz file of real inputs by name, all of which are run. [random]")] = None,
+    inputs: Annotated[
+        Path | None, typer.Option(help="An .npz file of real inputs by name, all of which are run. [random]")
+    ] = None,
     tolerance: Annotated[
         float | None,
         typer.Option(help="Largest relative L2 difference. [what rounding in the files' precisions explains]"),
@@ -59,9 +61,7 @@ def _compared(
     for name, path in (("A.onnx", reference), ("B.onnx", candidate)):
         if path is None:
             raise typer.BadParameter("is needed here", param_hint=f"'{name}'")
-    return verify_files(
-        reference, candidate, compared_on(reference, inputs), policy, "given" if inputs else "random"
-    )
+    return verify_files(reference, candidate, compared_on(reference, inputs), policy, "given" if inputs else "random")
 
 
 def _judged_again(stored: Path, files: tuple[Path | None, ...], policy: VerifyPolicy) -> Verification:

@@ -88,7 +88,7 @@ def stored_batches(path: Path, batches: Sequence[int]) -> list[Batch]:
 
 
 def compared_on(model: Path, samples: Path | None) -> list[Batch]:
-    """Returns what to compare an ONNX file's outputs on: all samples of an .npz file, or random ones, in several batches.
+    """Returns what to compare an ONNX file's outputs on: all samples of an .npz file, or random ones; in batches.
 
     Raises:
         StorageError: a file cannot be read.

@@ -108,8 +108,8 @@ class FreezingSchedule:
 
     Attributes:
         model: decomposed, and not wrapped.
-        optimizer: needed where `optimizer_state` is "reset"; where given, it must hold every factor. Without it `finish`
-            looks whether any factor has learned.
+        optimizer: needed where `optimizer_state` is "reset"; where given, it must hold every factor. Without it
+            `finish` looks whether any factor has learned.
         freezing: who stands still, and when.
         frozen: the group that stands still now.
     """
