@@ -180,7 +180,7 @@ def test_build_writes_engine_and_manifest(call, factors, tmp_path):
     code, out, _ = call("build", factors, "-o", tmp_path / "e.onnx", "--json")
     assert code == 0
     manifest = json.loads((tmp_path / "e.onnx.json").read_text())
-    assert manifest == json.loads(out)
+    assert manifest | {"path": str(tmp_path / "e.onnx")} == json.loads(out)
 
 
 def test_bench_prints_the_comparison(call, factors, tmp_path):
@@ -552,6 +552,7 @@ def test_an_onnx_file_is_compressed_without_training(call, onnx_file, tmp_path):
     assert code == 0, err
     done = json.loads(printed)
     assert [layer["name"] for layer in done["layers"]] == ["conv"]
+    assert (done["path"], done["data_files"]) == (str(out), [])
     assert done["speedup"]["launches"] == 4
     assert 0 < done["output_error"] < 1
     assert (tmp_path / "kept" / "latency.jsonl").is_file()
