@@ -604,5 +604,38 @@ def test_a_plan_times_tokens_at_the_size_that_was_said(call, tokens_file, tmp_pa
     assert [layer["signature"]["spatial"] for layer in json.loads(out)["layers"]] == [[9]]
 
 
+@pytest.fixture
+def nothing_may_be_timed(monkeypatch):
+    def timed(*_):
+        pytest.fail("it was timed before the threads were checked")
+
+    monkeypatch.setattr("lrd_deploy.bench.layer_latency.MeasuredLatency.latencies_ms", timed)
+    monkeypatch.setattr("lrd_deploy.train.loop.train", timed)
+
+
+@pytest.mark.parametrize("verb", ["compress", "plan", "rewrite"])
+@pytest.mark.usefixtures("nothing_may_be_timed")
+def test_more_threads_than_cores_are_refused_before_an_onnx_file_is_timed(call, onnx_file, factors, tmp_path, verb):
+    calls = {
+        "compress": ("compress", onnx_file, "-o", tmp_path / "o.onnx", "--folder", tmp_path / "kept"),
+        "plan": ("plan", onnx_file, "--out", tmp_path / "kept"),
+        "rewrite": ("rewrite", factors, "-o", tmp_path / "o.onnx", "--mode", "auto"),
+    }
+    assert refused(call(*calls[verb], "--threads", 9999), "9999 threads", "the cores that this process may use")
+
+
+@pytest.mark.parametrize("verb", ["plan", "run", "calibrate"])
+@pytest.mark.usefixtures("nothing_may_be_timed")
+def test_more_threads_than_cores_are_refused_before_a_recipe_trains(call, tiny_recipe, tmp_path, verb):
+    recipe = tiny_recipe(bench={"threads": 9999}, ranks={"policy": "latency", "target_speedup": 1.5})
+    calls = {
+        "plan": ("plan", recipe, "--out", tmp_path / "run"),
+        "run": ("run", recipe, "--out", tmp_path / "run"),
+        "calibrate": ("calibrate", "latency", recipe, "--table", tmp_path / "t.jsonl"),
+    }
+    assert refused(call(*calls[verb]), "9999 threads", "the cores that this process may use")
+    assert not (tmp_path / "run").exists()
+
+
 def test_options_of_an_onnx_file_are_refused_with_a_recipe(call, tiny_recipe):
     assert refused(call("plan", str(tiny_recipe()), "--batch", "4"), "--batch; these only with an ONNX file")
