@@ -58,6 +58,7 @@ def build(
 ) -> None:
     """Build an engine from an ONNX file. TensorRT-RTX compiles for named GPUs on a machine that has none."""
     from lrd_deploy.cli.console import show
+    from lrd_deploy.cli.written import placed_engine, written_engine
     from lrd_deploy.engines import BuildSettings
     from lrd_deploy.engines.building import build_engine, build_per_batch, refuse_unused
     from lrd_deploy.engines.profile import batch_range, parse_batches, parse_dimensions
@@ -78,9 +79,14 @@ def build(
         refuse_unused(settings, batches)
     how = {"calibration_data": calibration_data, "ranges": ranges, "keep": tuple(keep or ())}
     with _graph_in(precision, model, backend, how) as (graph, origin):
-        engine = None if batches else build_engine(backend, graph, output, settings, origin)
-        result = engine or EngineSet(engines=build_per_batch(backend, graph, output, settings, batches, origin))
-    show(result, engines_table((engine,) if engine else result.engines, output.parent), as_json=as_json)
+        if batches:
+            built = build_per_batch(backend, graph, output, settings, batches, origin)
+        else:
+            built = (build_engine(backend, graph, output, settings, origin),)
+    engines = tuple(placed_engine(engine, output.parent) for engine in built)
+    result = EngineSet(engines=engines) if batches else engines[0]
+    wrote = [written_engine(engine.path) for engine in engines]
+    show(result, engines_table(engines), as_json=as_json, wrote=wrote)
 
 
 @contextmanager

@@ -31,6 +31,7 @@ def latency(
     """
     from lrd_deploy.cli.console import ConsoleObserver, show
     from lrd_deploy.cli.recipe_argument import recipe_of
+    from lrd_deploy.cli.written import Written
     from lrd_deploy.pipeline.calibrating import Shard, calibrate_latency, on_device
     from lrd_deploy.report.terminal import calibration_table
 
@@ -38,7 +39,7 @@ def latency(
     wanted = stored.recipe if device is None else on_device(stored.recipe, device)
     with ConsoleObserver() as observer:
         done = calibrate_latency(wanted, stored.recipe_folder, table, observer, work=work, shard=part)
-    show(done, calibration_table(done), as_json=as_json)
+    show(done, calibration_table(done), as_json=as_json, wrote=[Written(table)])
 
 
 def ranges(
@@ -58,6 +59,7 @@ def ranges(
 ) -> None:
     """Measure how large a model's values become, for INT8 made anywhere with --ranges."""
     from lrd_deploy.cli.console import show
+    from lrd_deploy.cli.written import Written
     from lrd_deploy.pipeline.onnx_samples import samples_of
     from lrd_deploy.pipeline.precision_evidence import PERCENTILE, measure_ranges
     from lrd_deploy.records import CalibratedRanges
@@ -75,7 +77,7 @@ def ranges(
         values=len(found.magnitudes),
         not_clipped=found.not_clipped,
     )
-    show(done, ranges_table(done), as_json=as_json)
+    show(done, ranges_table(done), as_json=as_json, wrote=[Written(target)])
 
 
 def _check_percentile(method: str, percentile: float | None) -> None:

@@ -39,6 +39,7 @@ def compress(
 ) -> None:
     """Make a trained ONNX file faster without training it: factors by measured latency, biases corrected."""
     from lrd_deploy.cli.console import ConsoleObserver, show
+    from lrd_deploy.cli.written import placed_model, written_model
     from lrd_deploy.engines.profile import parse_dimensions
     from lrd_deploy.export.onnx_file import read_model
     from lrd_deploy.pipeline.compressing import compress as compress_file
@@ -60,7 +61,8 @@ def compress(
         inputs, store = samples.held_out[0], kept / "latency.jsonl"
         measuring = measuring_here(model, inputs, bench, store, table or (), observer)
         done = compress_file(model, output, goal, samples, measuring, observer)
-    show(done, compression_table(done), as_json=as_json)
+    wrote = written_model(output)
+    show(placed_model(done, wrote), compression_table(done), as_json=as_json, wrote=[wrote])
 
 
 def _goal(model: Path, asked: dict[str, float | None]) -> LatencyRank:

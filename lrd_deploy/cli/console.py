@@ -9,12 +9,16 @@ from lrd_deploy.processes import Processes
 from lrd_deploy.records import Record
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import RenderableType
     from rich.progress import Progress, TaskID
 
+    from lrd_deploy.cli.written import Written
 
-def show(record: Record, rendered: RenderableType, *, as_json: bool) -> None:
-    """Prints a verb's result, in the main process: the record as one JSON object, or its table."""
+
+def show(record: Record, rendered: RenderableType, *, as_json: bool, wrote: Sequence[Written] = ()) -> None:
+    """Prints a verb's result, in the main process: the record as one JSON object, or its table and what was written."""
     if not Processes.launched().is_main:
         return
     if as_json:
@@ -24,6 +28,8 @@ def show(record: Record, rendered: RenderableType, *, as_json: bool) -> None:
 
     width = None if sys.stdout.isatty() else 1000  # a file or a pipe wants whole lines
     Console(highlight=False, soft_wrap=False, width=width, markup=True).print(rendered)
+    for file in wrote:
+        sys.stdout.write(f"{file}\n")  # whole, however narrow the terminal: a path is there to be copied
 
 
 class ConsoleObserver:

@@ -48,11 +48,14 @@ def convert(
 ) -> None:
     """Convert a graph to FP16, BF16 or INT8; its inputs and outputs stay as they are."""
     from lrd_deploy.cli.console import show
+    from lrd_deploy.cli.written import placed_model, written_model
     from lrd_deploy.report.precision import precision_table
 
     asked = {"ranges": ranges, "method": method, "activation_type": activation_type}
     report = converted(model, output, precision, calibration_data, tuple(keep or ()), asked)
-    show(report, precision_table(report), as_json=as_json)
+    wrote = written_model(output)
+    report = placed_model(report, wrote)
+    show(report, precision_table(report), as_json=as_json, wrote=[wrote])
 
 
 def converted(

@@ -23,6 +23,7 @@ def decompose(
 ) -> None:
     """Factorise a checkpoint on disk that need not fit in memory; start with 'accelerate launch' to share the work."""
     from lrd_deploy.cli.console import ConsoleObserver, show
+    from lrd_deploy.cli.written import Written
     from lrd_deploy.decompose.checkpoint import decompose_checkpoint
     from lrd_deploy.observer import SilentObserver
     from lrd_deploy.processes import Processes
@@ -34,7 +35,7 @@ def decompose(
         return
     with ConsoleObserver() as observer:
         report = decompose_checkpoint(folder, output, **options, observer=observer)
-    show(report, checkpoint_table(report), as_json=as_json)
+    show(report, checkpoint_table(report), as_json=as_json, wrote=[Written(output)])
 
 
 def _policy(alpha: float, round_to: int):  # noqa: ANN202, the type would import pydantic

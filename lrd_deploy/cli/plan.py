@@ -34,6 +34,7 @@ def plan(
     A recipe's dense model is trained first where it comes untrained. An ONNX file's nodes are planned without PyTorch.
     """
     from lrd_deploy.cli.console import show
+    from lrd_deploy.cli.written import Written
     from lrd_deploy.report.terminal import figures_of, plan_table
 
     options = {"target_speedup": target_speedup, "max_error": max_error, "batch": batch, "threads": threads}
@@ -45,7 +46,8 @@ def plan(
         _refuse_options({**options, "dim": dim, "calibration_data": calibration_data})
         result = run_until("plan", what, out, table)
         folder, planned = result.folder, result.plan
-    show(planned, plan_table(planned, figures_of(folder)), as_json=as_json)
+    wrote = [Written(folder / "plan.json")]
+    show(planned, plan_table(planned, figures_of(folder)), as_json=as_json, wrote=wrote)
 
 
 def _plan_of_onnx(

@@ -31,6 +31,7 @@ def profile(
     from lrd_deploy.bench.profile import ProfileSettings
     from lrd_deploy.bench.profile import profile as profile_models
     from lrd_deploy.cli.console import ConsoleObserver, show
+    from lrd_deploy.cli.written import Written
     from lrd_deploy.engines.inputs import random_batches, stored_batches
     from lrd_deploy.files import write_text
     from lrd_deploy.report.profile_figure import profile_picture
@@ -46,4 +47,5 @@ def profile(
         found.write(output)
     if plot:
         write_text(plot, profile_picture(found))
-    show(found, profile_table(found, base, candidate, output), as_json=as_json)
+    wrote = [Written(path) for path in (output, plot) if path]
+    show(found, profile_table(found, base, candidate, output), as_json=as_json, wrote=wrote)

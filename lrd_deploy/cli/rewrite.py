@@ -71,6 +71,7 @@ def rewrite(
 ) -> None:
     """Make every rank one the hardware likes, in any ONNX file; outputs before and after are compared."""
     from lrd_deploy.cli.console import show
+    from lrd_deploy.cli.written import placed_model, written_model
     from lrd_deploy.engines.inputs import compared_on
     from lrd_deploy.files import check_apart
     from lrd_deploy.pipeline.rewriting import OutputsMayMove, OutputsStay, rewrite_model
@@ -95,7 +96,8 @@ def rewrite(
     else:
         allowed = OutputsMayMove(max_error) if mode == "truncate" else OutputsStay()
         report = rewrite_model(model, [_rule(mode, quantum or 16)], output, batches, allowed).report
-    show(report, rewrite_table(report), as_json=as_json)
+    wrote = written_model(output)
+    show(placed_model(report, wrote), rewrite_table(report), as_json=as_json, wrote=[wrote])
 
 
 def _enforced(model: Path, output: Path, batches: Sequence[Arrays], asked: Mapping[str, Any]) -> RewriteReport:

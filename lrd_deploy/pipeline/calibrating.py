@@ -79,13 +79,19 @@ def calibrate_latency(
         observer: hears of progress.
         work: a forward pass on the deployment backend, or a training step in PyTorch.
         shard: the part of the layers to time; all by default.
+
+    Raises:
+        UsageError: there are more threads than cores.
     """
+    from lrd_deploy.bench.compare import check_threads
     from lrd_deploy.models.data import load_data
     from lrd_deploy.models.example import first_samples
     from lrd_deploy.models.source import load_model, make_importable
     from lrd_deploy.models.survey import survey
     from lrd_deploy.pipeline.planning import measured_inference, measured_training
 
+    if work == "inference":  # a training step has threads of its own
+        check_threads(recipe.bench.threads)
     make_importable(recipe_folder)
     data = load_data(recipe.data, seed=recipe.seed)
     layers = survey(load_model(recipe.model).module, first_samples(data.example(), 1), skip=recipe.skip)

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory, TemporaryFile
 
 from onnx import ModelProto
 
-from lrd_deploy.bench.compare import compare
+from lrd_deploy.bench.compare import check_threads, compare
 from lrd_deploy.bench.layer_latency import MeasuredLatency
 from lrd_deploy.decompose.factorize import factors_of
 from lrd_deploy.engines import SessionSettings
@@ -78,8 +78,10 @@ def measuring_here(
         observer: hears of progress.
 
     Raises:
+        UsageError: there are more threads than cores; what comes out is measured here in any case.
         InputError: a table is none, or has no rows for this deployment.
     """
+    check_threads(bench.threads)
     measured = MeasuredLatency(batch=bench.batch, threads=bench.threads, store=store, observer=observer)
     source = with_tables(measured, tables)
 

@@ -53,11 +53,16 @@ def plan_onnx(
 
     Raises:
         InputError: the model or the data is invalid, or a table lacks a layer.
-        UsageError: the goal is out of reach, or no layer is worth factorising; a dynamic dimension has no size.
+        UsageError: the goal is out of reach, or no layer is worth factorising; a dynamic dimension has no size; this
+            machine would measure, and has fewer cores than `bench` has threads.
         Problems: several dynamic dimensions have none.
     """
     graph = read_model(model)
     refuse_sizes_beside_data(dimensions or {}, calibration_data)
+    measured = MeasuredLatency(
+        batch=bench.batch, threads=bench.threads, store=folder / "latency.jsonl", observer=observer
+    )
+    source = with_tables(measured, tables)
     batches = _batches_of(calibration_data, bench.batch) if calibration_data else []
     if batches:
         check_batches(graph, batches[:1])
@@ -70,10 +75,6 @@ def plan_onnx(
     if calibration_data is not None:
         observer.note(f"running the calibration data of '{calibration_data}'")
         evidence = onnx_evidence(graph, layers, batches)
-    measured = MeasuredLatency(
-        batch=bench.batch, threads=bench.threads, store=folder / "latency.jsonl", observer=observer
-    )
-    source = with_tables(measured, tables)
     planner = LatencyPlanner(layers, policy, source, evidence)
     timer = None
     if source is measured:

@@ -146,15 +146,23 @@ def measured_training(recipe: Recipe, data: Data, store: Path, observer: Observe
 
 
 def with_tables(measured: MeasuredLatency, tables: Sequence[Path]) -> LatencySource:
-    """Returns the tables where they are of another machine; else measurements that start from what they hold."""
+    """Returns the tables where they are of another machine; else measurements that start from what they hold.
+
+    Raises:
+        UsageError: this machine, which would measure, has fewer cores than threads are wanted.
+        InputError: a table is none, or has no rows for this deployment.
+    """
+    from lrd_deploy.bench.compare import check_threads
     from lrd_deploy.bench.latency_table import LatencyTable
     from lrd_deploy.bench.stored_latency import StoredLatency, stored_conditions
 
     if not tables:
+        check_threads(measured.threads)
         return measured
     table = LatencyTable.read_all(tables)
     conditions = stored_conditions(table, measured.conditions)
     if conditions == measured.conditions:
+        check_threads(measured.threads)
         measured.known = table
         return measured
     return StoredLatency(table, conditions, table.environments[conditions.fingerprint])

@@ -14,6 +14,7 @@ from lrd_deploy.pipeline.deployment_stages import (
     rewrite_stage,
     training_bench_stage,
 )
+from lrd_deploy.pipeline.planning import measures
 from lrd_deploy.pipeline.training_stages import dense_stage, lowrank_stage, plan_stage
 from lrd_deploy.pipeline.workspace import Workspace, open_workspace
 from lrd_deploy.recipe import Recipe
@@ -77,8 +78,18 @@ def run(
             accepted=f"one of: {', '.join(STAGES)}",
             remedy="name a stage",
         )
+    _check_threads(recipe, STAGES.index(until))
     with open_workspace(recipe, recipe_folder, folder, observer or SilentObserver()) as work:
         return _run(work, STAGES.index(until))
+
+
+def _check_threads(recipe: Recipe, last: int) -> None:
+    """Before hours of training, for whatever will be timed here; a plan from tables may be for another machine."""
+    from lrd_deploy.bench.compare import check_threads
+
+    plans_here = last >= STAGES.index("plan") and measures(recipe.ranks) and not recipe.tables
+    if plans_here or last >= STAGES.index("bench"):
+        check_threads(recipe.bench.threads)
 
 
 def _run(work: Workspace, last: int) -> RunResult:

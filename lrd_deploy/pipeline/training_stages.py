@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from lrd_deploy.bench.environment import environment
 from lrd_deploy.files import sha256_of, write_whole
+from lrd_deploy.pipeline.local_code import source_digest
 from lrd_deploy.pipeline.planning import measures
-from lrd_deploy.pipeline.workspace import Workspace, source_digest
+from lrd_deploy.pipeline.workspace import Workspace
 from lrd_deploy.recipe.settings import FineTuning, PythonData, PythonModel, Training, TransformersPretrained
 from lrd_deploy.records import Epoch, RankPlan, TrainedModel
 

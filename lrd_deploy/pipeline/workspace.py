@@ -170,16 +170,3 @@ def stored_recipe(folder: Path) -> StoredRecipe:
 
 def _digest(value: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def source_digest(reference: str, folder: Path | None) -> str:
-    """Returns a digest of the code behind `package.module:factory`, without importing it; "" where none is found.
-
-    The code is the module's file and every other Python file in its folder, which it may import.
-    """
-    parts = reference.partition(":")[0].split(".")
-    for root in (folder, Path.cwd()):
-        for candidate in (Path(*parts).with_suffix(".py"), Path(*parts, "__init__.py")):
-            if root is not None and (root / candidate).is_file():
-                return _digest({file.name: sha256_of(file) for file in (root / candidate).parent.glob("*.py")})
-    return ""

@@ -37,6 +37,7 @@ class CompressedModel(Record):
         data: where the samples come from.
         output_error_uncorrected: what `output_error` is without the correction of biases.
         speedup: of the whole model in fresh processes; the same as in `comparison`.
+        data_files: that hold weights and belong to the model; named where a verb prints the record.
     """
 
     path: Path
@@ -59,3 +60,4 @@ class CompressedModel(Record):
     speedup: Ratio
     comparison: Comparison
     notes: tuple[str, ...] = ()
+    data_files: tuple[Path, ...] = ()

@@ -49,7 +49,10 @@ class OutputDifference(Record):
 
 
 class ExportedModel(Record):
-    """An ONNX file that was re-read and checked after writing; `difference` is against the PyTorch model."""
+    """An ONNX file that was re-read and checked after writing; `difference` is against the PyTorch model.
+
+    `data_files`, which hold weights and belong to it, are named where a verb prints the record.
+    """
 
     path: Path
     sha256: str
@@ -59,6 +62,7 @@ class ExportedModel(Record):
     outputs: tuple[TensorInfo, ...]
     origins: tuple[NodeOrigin, ...]
     difference: OutputDifference | None = None
+    data_files: tuple[Path, ...] = ()
 
 
 class ExportedPair(Record):
@@ -139,6 +143,7 @@ class RewriteReport(Record):
     """What a list of rules did to a graph. The differences are None until the outputs were compared.
 
     `enforced` is there where measured latencies decided; `speedup`, of the whole model, where a profile did.
+    `data_files`, which hold weights and belong to the model, are named where a verb prints the record.
     """
 
     path: Path
@@ -150,6 +155,7 @@ class RewriteReport(Record):
     relative_l2_difference: float | None = None
     enforced: RankEnforcement | None = None
     speedup: Ratio | None = None
+    data_files: tuple[Path, ...] = ()
 
 
 class RewrittenModel(Record):

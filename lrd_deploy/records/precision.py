@@ -43,6 +43,7 @@ class PrecisionReport(Record):
     """A converted file. `kept` are the nodes left in float32, each with the reason; `folded` the normalisations.
 
     `difference` is None where there was no data to compare outputs on, or nothing here that runs the result.
+    `data_files`, which hold weights and belong to the model, are named where a verb prints the record.
     """
 
     path: Path
@@ -55,6 +56,7 @@ class PrecisionReport(Record):
     folded: tuple[str, ...] = ()
     difference: OutputDifference | None = None
     notes: tuple[str, ...] = ()
+    data_files: tuple[Path, ...] = ()
 
 
 class ActivationRanges(Record):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.console import Group, RenderableType
 
@@ -11,9 +10,9 @@ from lrd_deploy.records import EngineArtifact, InputProfile
 from lrd_deploy.report.terminal import table
 
 
-def engines_table(engines: Sequence[EngineArtifact], folder: Path) -> RenderableType:
+def engines_table(engines: Sequence[EngineArtifact]) -> RenderableType:
     """One table per engine: what it is, what it takes, what it was made from and by."""
-    return Group(*(table(("engine", str(folder / engine.path)), _rows(engine)) for engine in engines))
+    return Group(*(table(("engine", str(engine.path)), _rows(engine)) for engine in engines))
 
 
 def precision_words(engine: EngineArtifact) -> str:

@@ -198,7 +198,7 @@ def test_build_writes_engine_and_manifest(call, factors, tmp_path):
     code, out, _ = call("build", factors, "-o", tmp_path / "e.onnx", "--json")
     assert code == 0
     manifest = json.loads((tmp_path / "e.onnx.json").read_text())
-    assert manifest == json.loads(out)
+    assert manifest | {"path": str(tmp_path / "e.onnx")} == json.loads(out)
 
 
 def test_bench_prints_the_comparison(call, factors, tmp_path):
@@ -570,6 +570,7 @@ def test_an_onnx_file_is_compressed_without_training(call, onnx_file, tmp_path):
     assert code == 0, err
     done = json.loads(printed)
     assert [layer["name"] for layer in done["layers"]] == ["conv"]
+    assert (done["path"], done["data_files"]) == (str(out), [])
     assert done["speedup"]["launches"] == 4
     assert 0 < done["output_error"] < 1
     assert (tmp_path / "kept" / "latency.jsonl").is_file()
@@ -619,6 +620,39 @@ def test_a_plan_times_tokens_at_the_size_that_was_said(call, tokens_file, tmp_pa
     code, out, err = call("plan", tokens_file, *arguments)
     assert code == 0, err
     assert [layer["signature"]["spatial"] for layer in json.loads(out)["layers"]] == [[9]]
+
+
+@pytest.fixture
+def nothing_may_be_timed(monkeypatch):
+    def timed(*_):
+        pytest.fail("it was timed before the threads were checked")
+
+    monkeypatch.setattr("lrd_deploy.bench.layer_latency.MeasuredLatency.latencies_ms", timed)
+    monkeypatch.setattr("lrd_deploy.train.loop.train", timed)
+
+
+@pytest.mark.parametrize("verb", ["compress", "plan", "rewrite"])
+@pytest.mark.usefixtures("nothing_may_be_timed")
+def test_more_threads_than_cores_are_refused_before_an_onnx_file_is_timed(call, onnx_file, factors, tmp_path, verb):
+    calls = {
+        "compress": ("compress", onnx_file, "-o", tmp_path / "o.onnx", "--folder", tmp_path / "kept"),
+        "plan": ("plan", onnx_file, "--out", tmp_path / "kept"),
+        "rewrite": ("rewrite", factors, "-o", tmp_path / "o.onnx", "--mode", "auto"),
+    }
+    assert refused(call(*calls[verb], "--threads", 9999), "9999 threads", "the cores that this process may use")
+
+
+@pytest.mark.parametrize("verb", ["plan", "run", "calibrate"])
+@pytest.mark.usefixtures("nothing_may_be_timed")
+def test_more_threads_than_cores_are_refused_before_a_recipe_trains(call, tiny_recipe, tmp_path, verb):
+    recipe = tiny_recipe(bench={"threads": 9999}, ranks={"policy": "latency", "target_speedup": 1.5})
+    calls = {
+        "plan": ("plan", recipe, "--out", tmp_path / "run"),
+        "run": ("run", recipe, "--out", tmp_path / "run"),
+        "calibrate": ("calibrate", "latency", recipe, "--table", tmp_path / "t.jsonl"),
+    }
+    assert refused(call(*calls[verb]), "9999 threads", "the cores that this process may use")
+    assert not (tmp_path / "run").exists()
 
 
 def test_options_of_an_onnx_file_are_refused_with_a_recipe(call, tiny_recipe):

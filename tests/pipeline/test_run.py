@@ -205,6 +205,7 @@ def test_a_users_own_model_and_data_run_from_beside_the_recipe(tiny_recipe, tmp_
     )
     out = tmp_path / "run"
     assert ran(recipe, out) == list(STAGES[:5])
+    (tmp_path / "unrelated.py").write_text("print(1)\n")
     assert ran(recipe, out) == []
     (tmp_path / "own_net.py").write_text(USER_CODE + "\n# changed\n")
     assert "dense" in ran(recipe, out)

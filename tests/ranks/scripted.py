@@ -26,7 +26,7 @@ def conv(width, *, out=None, kernel=3, name="conv", refusal=None):
 class Scripted:
     """Time follows the arithmetic at a quantum: each rank counts as the next multiple; `overhead_ms` per factor."""
 
-    environment = None
+    environment, threads = None, 1
 
     def __init__(self, quantum=16, *, ms_per_gmac=100.0, overhead_ms=0.001):
         self.quantum, self.ms_per_gmac, self.overhead_ms, self.asked = quantum, ms_per_gmac, overhead_ms, []
