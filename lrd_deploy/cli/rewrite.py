@@ -72,6 +72,7 @@ def rewrite(
     """Make every rank one the hardware likes, in any ONNX file; outputs before and after are compared."""
     from lrd_deploy.cli.console import show
     from lrd_deploy.engines.inputs import random_batches, stored_batches
+    from lrd_deploy.export.onnx_file import graph_inputs, read_model
     from lrd_deploy.pipeline.rewriting import OutputsMayMove, OutputsStay, rewrite_model
     from lrd_deploy.report.terminal import rewrite_table
 
@@ -85,7 +86,9 @@ def rewrite(
     }
     _check_options(mode, {name: value for name, value in asked.items() if value is not None})
     sizes = (1, 2, 7)
-    batches = stored_batches(inputs, sizes) if inputs else random_batches(model, sizes)
+    batches = (
+        stored_batches(inputs, sizes, graph_inputs(read_model(model))) if inputs else random_batches(model, sizes)
+    )
     if mode == "auto":
         report = _enforced(model, output, batches, asked)
     elif layers_from:
@@ -115,12 +118,16 @@ def _merged_back(model: Path, output: Path, batches: Sequence[Arrays], asked: Ma
     from lrd_deploy.bench.compare import compare
     from lrd_deploy.cli.console import ConsoleObserver
     from lrd_deploy.engines.inputs import random_batches, stored_batches
+    from lrd_deploy.export.onnx_file import graph_inputs, read_model
     from lrd_deploy.pipeline.merging_back import merge_back
     from lrd_deploy.recipe.settings import Bench
     from lrd_deploy.records import ModelProfile
 
     found, inputs = ModelProfile.read(asked["layers_from"]), asked["inputs"]
-    (timed,) = stored_batches(inputs, [found.batch]) if inputs else random_batches(model, [found.batch])
+    if inputs:
+        (timed,) = stored_batches(inputs, [found.batch], graph_inputs(read_model(model)))
+    else:
+        (timed,) = random_batches(model, [found.batch])
     bench = Bench(batch=found.batch, threads=found.threads, launches=6)
     with ConsoleObserver() as observer:
         return merge_back(

@@ -11,7 +11,7 @@ from lrd_deploy.engines.inputs import allowed_batches, random_batches_of, repeat
 from lrd_deploy.engines.profile import shapes_at
 from lrd_deploy.errors import InputError, UsageError
 from lrd_deploy.export.onnx_file import graph_inputs, read_model
-from lrd_deploy.records import DimensionRange
+from lrd_deploy.records import DimensionRange, TensorInfo
 
 _HELD_OUT = 4  # one sample in so many
 _RANDOM_BATCHES, _RANDOM_SAMPLES = 8, 64
@@ -47,16 +47,18 @@ def random_samples(model: Path, batch: int, dimensions: Mapping[str, DimensionRa
     return Samples(tuple(batches[:count]), tuple(batches[count:]), source, count * size, held_out * size)
 
 
-def stored_samples(path: Path, batch: int) -> Samples:
+def stored_samples(path: Path, batch: int, inputs: Sequence[TensorInfo] = ()) -> Samples:
     """Returns the samples of an .npz file of arrays by input name in batches of one size; the last quarter is held out.
+
+    Arrays get the types of the `inputs` that they name; see `stored_arrays`.
 
     Samples that do not fill a last batch are left out; where none would be full, one starts over.
 
     Raises:
         StorageError: the file cannot be read.
-        InputError: it is no .npz file of plain arrays, or holds too few samples.
+        InputError: it is no .npz file of plain arrays that the inputs take, or holds too few samples.
     """
-    whole = _stored(path)
+    whole = _stored(path, inputs)
     count = _size(whole)
     if count < 2:
         raise InputError(
@@ -80,7 +82,7 @@ def samples_of(model: Path, path: Path) -> Samples:
         InputError: the model is invalid; the file is no .npz file of plain arrays, or holds too few samples.
     """
     inputs = graph_inputs(read_model(model))
-    return stored_samples(path, allowed_batches(inputs, (_BATCH,))[0] if inputs else _BATCH)
+    return stored_samples(path, allowed_batches(inputs, (_BATCH,))[0] if inputs else _BATCH, inputs)
 
 
 def refuse_sizes_beside_data(dimensions: Mapping[str, DimensionRange], data: Path | None) -> None:
@@ -94,9 +96,9 @@ def refuse_sizes_beside_data(dimensions: Mapping[str, DimensionRange], data: Pat
         )
 
 
-def _stored(path: Path) -> Arrays:
+def _stored(path: Path, inputs: Sequence[TensorInfo]) -> Arrays:
     """All samples of the file, as many as its shortest array has."""
-    arrays = stored_arrays(path)
+    arrays = stored_arrays(path, inputs)
     count = min(map(len, arrays.values()))
     return {name: array[:count] for name, array in arrays.items()}
 

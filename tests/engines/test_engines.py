@@ -11,7 +11,7 @@ from lrd_deploy.engines.inputs import random_batches, repeated, stored_batches
 from lrd_deploy.engines.verify import verify
 from lrd_deploy.errors import BackendError, InputError, MissingPackage, StorageError, UsageError
 from lrd_deploy.files import sha256_of
-from lrd_deploy.records import KeepDense, LayerSignature, Tucker2, VerifyPolicy
+from lrd_deploy.records import KeepDense, LayerSignature, TensorInfo, Tucker2, VerifyPolicy
 
 SIGNATURE = LayerSignature(
     kind="conv2d", in_channels=16, out_channels=16, kernel=(3, 3), padding=(1, 1), spatial=(6, 6)
@@ -135,6 +135,41 @@ def test_stored_inputs_are_cut_or_repeated(tmp_path):
     np.savez(tmp_path / "x.npz", x=np.arange(3))
     assert [list(batch["x"]) for batch in stored_batches(tmp_path / "x.npz", (2, 5))] == [[0, 1], [0, 1, 2, 0, 1]]
     assert list(repeated(np.arange(2), 3)) == [0, 1, 0]
+
+
+CASTS = {
+    "numpy's default": (np.array([0.1, np.nan]), "float32"),
+    "pixels": (np.array([0, 255], np.uint8), "float32"),
+    "ids": (np.array([5, 2**31 - 1], np.int32), "int64"),
+    "ids that fit": (np.array([5, 2**31 - 1], np.int64), "int32"),
+    "a mask": (np.array([True, False]), "int64"),
+}
+
+
+@pytest.mark.parametrize(("array", "wanted"), CASTS.values(), ids=CASTS)
+def test_stored_inputs_get_the_type_of_the_input(tmp_path, array, wanted):
+    np.savez(tmp_path / "x.npz", x=array, labels=array)
+    (batch,) = stored_batches(tmp_path / "x.npz", (2,), [TensorInfo(name="x", dtype=wanted, shape=("batch",))])
+    assert batch["x"].dtype == wanted
+    np.testing.assert_allclose(batch["x"], array, rtol=1e-7)
+    assert batch["labels"].dtype == array.dtype
+
+
+LOSSES = {
+    "digits": (np.array([1, 2], np.int64), "float32"),
+    "size": (np.array([1, 2**31]), "int32"),
+    "sign": (np.array([-1]), "uint8"),
+    "range": (np.array([1e300]), "float32"),
+    "fractions": (np.array([0.5], np.float32), "int64"),
+}
+
+
+@pytest.mark.parametrize(("array", "wanted"), LOSSES.values(), ids=LOSSES)
+def test_stored_inputs_that_would_lose_values_are_refused(tmp_path, array, wanted):
+    np.savez(tmp_path / "x.npz", x=array)
+    told = rf"x.npz': 'x' of type {array.dtype}; {wanted}, which the model takes.*x.astype\('{wanted}'\)"
+    with pytest.raises(InputError, match=told):
+        stored_batches(tmp_path / "x.npz", (1,), [TensorInfo(name="x", dtype=wanted, shape=("batch",))])
 
 
 def test_inputs_that_are_no_npz_are_refused(tmp_path):
