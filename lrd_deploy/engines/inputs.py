@@ -101,7 +101,13 @@ def stored_arrays(path: Path, inputs: Sequence[TensorInfo] = ()) -> Batch:
 
 def _read_arrays(path: Path) -> Batch:
     with storage_errors("reading", path):
+        with path.open("rb") as stream:
+            start = stream.read(len(np.lib.format.MAGIC_PREFIX))
         try:
+            if start == np.lib.format.MAGIC_PREFIX:
+                raise ValueError("one array without a name, as numpy.save writes it")
+            if not zipfile.is_zipfile(path):
+                raise ValueError("no .npz archive")
             with np.load(path, allow_pickle=False) as stored:
                 arrays = {name: stored[name] for name in stored.files}
             if not arrays or any(array.ndim == 0 or len(array) == 0 for array in arrays.values()):

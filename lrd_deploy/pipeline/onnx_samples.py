@@ -98,8 +98,16 @@ def refuse_sizes_beside_data(dimensions: Mapping[str, DimensionRange], data: Pat
 
 def _stored(path: Path, inputs: Sequence[TensorInfo]) -> Arrays:
     """All samples of the file, as many as its shortest array has."""
-    arrays = stored_arrays(path, inputs)
-    count = min(map(len, arrays.values()))
+    arrays, known = stored_arrays(path, inputs), {tensor.name for tensor in inputs}
+    count = min(len(array) for name, array in arrays.items() if name in known or not known & arrays.keys())
+    for name, array in arrays.items():
+        if name not in known and len(array) < count:
+            raise InputError(
+                f"reading the calibration data '{path}'",
+                found=f"the array '{name}' of {len(array)} rows, which is no input of the model",
+                accepted=f"one array per input ({', '.join(map(repr, sorted(known)))}), a sample per row",
+                remedy=f"leave out '{name}', or name it after the input that it is for",
+            )
     return {name: array[:count] for name, array in arrays.items()}
 
 

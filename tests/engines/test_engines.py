@@ -172,7 +172,14 @@ def test_stored_inputs_that_would_lose_values_are_refused(tmp_path, array, wante
         stored_batches(tmp_path / "x.npz", (1,), [TensorInfo(name="x", dtype=wanted, shape=("batch",))])
 
 
-def test_inputs_that_are_no_npz_are_refused(tmp_path):
-    (tmp_path / "x.npz").write_text("no")
-    with pytest.raises(InputError, match=r"an \.npz file with one array per input"):
+@pytest.mark.parametrize(
+    ("write", "found"),
+    [(lambda stream: np.save(stream, np.zeros(3)), "one array without a name"), (lambda s: s.write(b"1 2 3"), "no .npz")],
+    ids=["npy", "text"],
+)
+def test_inputs_that_are_no_npz_are_refused(tmp_path, write, found):
+    with (tmp_path / "x.npz").open("wb") as stream:
+        write(stream)
+    told = rf"{found}.*an \.npz file with one array per input.*numpy.savez\('samples.npz', input_name=array\)"
+    with pytest.raises(InputError, match=told):
         stored_batches(tmp_path / "x.npz", (1,))
