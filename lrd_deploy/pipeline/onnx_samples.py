@@ -13,6 +13,7 @@ from lrd_deploy.errors import InputError, UsageError
 from lrd_deploy.export.onnx_file import graph_inputs, read_model
 from lrd_deploy.records import DimensionRange, TensorInfo
 
+FEWEST_SAMPLES = 8  # to calibrate by
 _HELD_OUT = 4  # one sample in so many
 _RANDOM_BATCHES, _RANDOM_SAMPLES = 8, 64
 _BATCH = 8
@@ -83,6 +84,17 @@ def samples_of(model: Path, path: Path) -> Samples:
     """
     inputs = graph_inputs(read_model(model))
     return stored_samples(path, allowed_batches(inputs, (_BATCH,))[0] if inputs else _BATCH, inputs)
+
+
+def check_enough(samples: Samples, doing: str) -> None:
+    """Raises `InputError` where there are fewer samples to calibrate by than tell more than chance."""
+    if samples.calibration_count < FEWEST_SAMPLES:
+        raise InputError(
+            doing,
+            found=f"{samples.calibration_count} samples to calibrate by",
+            accepted=f"at least {FEWEST_SAMPLES}, beside the quarter that is held out",
+            remedy="store more samples; a few hundred are enough",
+        )
 
 
 def refuse_sizes_beside_data(dimensions: Mapping[str, DimensionRange], data: Path | None) -> None:
