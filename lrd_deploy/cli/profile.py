@@ -39,7 +39,9 @@ def profile(
 
     if plot:
         check_svg(plot, "drawing the profile")
-    arrays = (stored_batches(inputs, [batch], graph_inputs(read_model(base))) if inputs else random_batches(base, [batch]))[0]
+    arrays = (
+        stored_batches(inputs, [batch], graph_inputs(read_model(base))) if inputs else random_batches(base, [batch])
+    )[0]
     settings = ProfileSettings(threads=threads, launches=launches)
     with ConsoleObserver() as observer:
         found, _ = profile_models(base, candidate, arrays, settings, observer)

@@ -86,9 +86,7 @@ def rewrite(
     }
     _check_options(mode, {name: value for name, value in asked.items() if value is not None})
     sizes = (1, 2, 7)
-    batches = (
-        stored_batches(inputs, sizes, graph_inputs(read_model(model))) if inputs else random_batches(model, sizes)
-    )
+    batches = stored_batches(inputs, sizes, graph_inputs(read_model(model))) if inputs else random_batches(model, sizes)
     if mode == "auto":
         report = _enforced(model, output, batches, asked)
     elif layers_from:

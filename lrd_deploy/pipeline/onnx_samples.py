@@ -92,7 +92,7 @@ def check_enough(samples: Samples, doing: str) -> None:
         raise InputError(
             doing,
             found=f"{samples.calibration_count} samples to calibrate by",
-            accepted=f"at least {FEWEST_SAMPLES}, beside the quarter that is held out",
+            accepted=f"at least {FEWEST_SAMPLES} in full batches, beside the quarter that is held out",
             remedy="store more samples; a few hundred are enough",
         )
 

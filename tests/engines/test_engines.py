@@ -174,7 +174,10 @@ def test_stored_inputs_that_would_lose_values_are_refused(tmp_path, array, wante
 
 @pytest.mark.parametrize(
     ("write", "found"),
-    [(lambda stream: np.save(stream, np.zeros(3)), "one array without a name"), (lambda s: s.write(b"1 2 3"), "no .npz")],
+    [
+        (lambda stream: np.save(stream, np.zeros(3)), "one array without a name"),
+        (lambda s: s.write(b"1 2 3"), "no .npz"),
+    ],
     ids=["npy", "text"],
 )
 def test_inputs_that_are_no_npz_are_refused(tmp_path, write, found):
