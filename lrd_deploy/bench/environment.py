@@ -22,7 +22,7 @@ def environment() -> Environment:
     """
     cpu, instructions = processor_text()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    packages = {name: version for name in _PACKAGES if (version := _version(name))}
+    packages = {name: version for name in _PACKAGES if (version := version_of(name))}
     runtime = packages.get("onnxruntime-gpu") or packages.get("onnxruntime") or "none"
     gpus = installed_gpus()
     stable = "\n".join(
@@ -43,7 +43,8 @@ def _gpu_line(gpu: Gpu) -> str:
     return f"{gpu.name}, {gpu.memory_mib} MiB, driver {gpu.driver}, CUDA {gpu.cuda}"
 
 
-def _version(package: str) -> str | None:
+def version_of(package: str) -> str | None:
+    """Returns the version of a package, None where it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

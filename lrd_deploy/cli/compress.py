@@ -41,7 +41,7 @@ def compress(
     from lrd_deploy.cli.console import ConsoleObserver, show
     from lrd_deploy.cli.written import placed_model, written_model
     from lrd_deploy.engines.profile import parse_dimensions
-    from lrd_deploy.export.onnx_file import read_model
+    from lrd_deploy.export.onnx_file import graph_inputs, read_model
     from lrd_deploy.pipeline.compressing import compress as compress_file
     from lrd_deploy.pipeline.compressing import measuring_here
     from lrd_deploy.pipeline.onnx_bench import deployed_bench
@@ -49,11 +49,12 @@ def compress(
     from lrd_deploy.report.compression import compression_table
 
     goal = _goal(model, {"target_speedup": target_speedup, "max_error": max_error, "quantum": quantum})
-    bench = deployed_bench(read_model(model), batch, threads, launches=4 if quick else 8)
+    graph = read_model(model)
+    bench = deployed_bench(graph, batch, threads, launches=4 if quick else 8)
     sizes = parse_dimensions(dim or (), ranges=False)
     refuse_sizes_beside_data(sizes, calibration_data)
     if calibration_data:
-        samples = stored_samples(calibration_data, bench.batch)
+        samples = stored_samples(calibration_data, bench.batch, graph_inputs(graph))
     else:
         samples = random_samples(model, bench.batch, sizes)
     kept = folder or Path("runs", model.stem)

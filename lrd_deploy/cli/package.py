@@ -83,7 +83,17 @@ def _both(source: Path | None, triton: Path | None) -> tuple[Path, Path]:
             "DIR --triton REPO, MODEL.onnx --triton REPO, or --check REPO/NAME alone",
             "name both what to package and where to",
         )
+    _no_recipe(source)
     return source, triton
+
+
+def _no_recipe(source: Path) -> None:
+    if source.suffix in {".yaml", ".yml"}:
+        raise _usage(
+            f"the recipe '{source}'",
+            "the folder of a finished run, or an ONNX file",
+            f"do 'lrd-deploy run {source}' first, and package the folder that it names",
+        )
 
 
 def _only_check(source: Path | None, triton: Path | None) -> None:

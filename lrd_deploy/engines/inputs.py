@@ -76,14 +76,14 @@ def random_batches_of(
     return [{tensor.name: _random(tensor, size, random, rows) for tensor in shaped} for _ in range(count)]
 
 
-def stored_batches(path: Path, batches: Sequence[int]) -> list[Batch]:
-    """Returns batches cut from an .npz file of arrays by input name.
+def stored_batches(path: Path, batches: Sequence[int], inputs: Sequence[TensorInfo] = ()) -> list[Batch]:
+    """Returns batches cut from an .npz file of arrays by input name, in the types of `inputs`.
 
     Raises:
         StorageError: the file cannot be read.
-        InputError: it is no .npz file of plain arrays.
+        InputError: it is no .npz file of plain arrays, or an array would lose values in its input's type.
     """
-    arrays = stored_arrays(path)
+    arrays = stored_arrays(path, inputs)
     return [{name: repeated(array, size) for name, array in arrays.items()} for size in batches]
 
 
@@ -96,7 +96,8 @@ def compared_on(model: Path, samples: Path | None) -> list[Batch]:
     """
     if samples is None:
         return random_batches(model, COMPARED_BATCHES)
-    return sample_batches(stored_arrays(samples), graph_inputs(read_model(model)), COMPARED_BATCHES)
+    inputs = graph_inputs(read_model(model))
+    return sample_batches(stored_arrays(samples, inputs), inputs, COMPARED_BATCHES)
 
 
 def sample_batches(
@@ -124,15 +125,30 @@ def sample_batches(
     return [{name: np.take(array, own, axis=0, mode="wrap") for name, array in arrays.items()} for own in rows]
 
 
-def stored_arrays(path: Path) -> Batch:
-    """Returns the arrays of an .npz file by name, each of one sample or more.
+def stored_arrays(path: Path, inputs: Sequence[TensorInfo] = ()) -> Batch:
+    """Returns the arrays of an .npz file by name, each of one sample or more, in the types of the inputs they name.
+
+    Floats become floats of another width, integers become integers that hold them, and other types those that hold all
+    of their values, as uint8 becomes float32.
 
     Raises:
         StorageError: the file cannot be read.
-        InputError: it is no .npz file of plain arrays.
+        InputError: it is no .npz file of plain arrays, or an array would lose values in its input's type.
     """
+    types = {tensor.name: tensor.dtype for tensor in inputs}
+    arrays = _read_arrays(path)
+    return {name: _cast(array, types.get(name), name, path) for name, array in arrays.items()}
+
+
+def _read_arrays(path: Path) -> Batch:
     with storage_errors("reading", path):
+        with path.open("rb") as stream:
+            start = stream.read(len(np.lib.format.MAGIC_PREFIX))
         try:
+            if start == np.lib.format.MAGIC_PREFIX:
+                raise ValueError("one array without a name, as numpy.save writes it")
+            if not zipfile.is_zipfile(path):
+                raise ValueError("no .npz archive")
             with np.load(path, allow_pickle=False) as stored:
                 arrays = {name: stored[name] for name in stored.files}
             if not arrays or any(array.ndim == 0 or len(array) == 0 for array in arrays.values()):
@@ -142,9 +158,36 @@ def stored_arrays(path: Path) -> Batch:
                 f"reading the inputs '{path}'",
                 found=str(exc),
                 accepted="an .npz file with one array per input, by name",
-                remedy="write it with numpy.savez(path, input_name=array)",
+                remedy="write it with numpy.savez('samples.npz', input_name=array), a sample per row",
             ) from exc
     return arrays
+
+
+def _cast(array: NDArray[np.generic], dtype: str | None, name: str, path: Path) -> NDArray[np.generic]:
+    if dtype is None or dtype in {"object", "unknown"} or array.dtype == np.dtype(dtype):
+        return array
+    target = np.dtype(dtype)
+    if not _holds(target, array):
+        raise InputError(
+            f"reading the inputs '{path}'",
+            found=f"'{name}' of type {array.dtype}",
+            accepted=f"{target}, which the model takes, or a type whose values it holds",
+            remedy=f"store it with {name}.astype('{target}'), scaled as in training",
+        )
+    return array.astype(target)
+
+
+def _holds(target: np.dtype[np.generic], array: NDArray[np.generic]) -> bool:
+    """True where the type has these values, floats rounded to it."""
+    if np.can_cast(array.dtype, target, "safe"):
+        return True
+    if np.issubdtype(array.dtype, np.integer) and np.issubdtype(target, np.integer):
+        limits = np.iinfo(target)
+        return array.size == 0 or (int(array.min()) >= limits.min and int(array.max()) <= limits.max)
+    if np.issubdtype(array.dtype, np.floating) and np.issubdtype(target, np.floating):
+        with np.errstate(over="ignore"):
+            return bool((np.isfinite(array.astype(target)) | ~np.isfinite(array)).all())
+    return False
 
 
 def save_arrays(path: Path, arrays: Mapping[str, NDArray[np.generic]]) -> Path:

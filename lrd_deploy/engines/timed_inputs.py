@@ -25,7 +25,7 @@ def timed_batch(model: Path, batch: int, stored: Path | None) -> Batch:
     """
     inputs = graph_inputs(read_model(model))
     if stored is not None:
-        (arrays,) = stored_batches(stored, [batch])
+        (arrays,) = stored_batches(stored, [batch], inputs)
         _check_names(inputs, arrays, stored)
         return arrays
     _check_sizes(inputs, model)

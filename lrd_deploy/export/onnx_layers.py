@@ -55,7 +55,8 @@ def survey_onnx(
     layers = [_layer(found, names, skip) for found in _weighted_nodes(model.graph, values)]
     if all(layer.refusal for layer in layers):
         accepted = "at least one Conv of one group, Gemm or MatMul with a constant weight"
-        raise nothing_to_factorise(f"the graph '{model.graph.name}'", layers, accepted=accepted)
+        remedy = "choose another model; one in INT8 is compressed in float32 first, and converted afterwards"
+        raise nothing_to_factorise(f"the graph '{model.graph.name}'", layers, accepted=accepted, remedy=remedy)
     return tuple(layers)
 
 

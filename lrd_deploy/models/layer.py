@@ -39,18 +39,19 @@ def skip_refusal(name: str, skip: Sequence[str]) -> str | None:
     return f"the recipe skips '{pattern}'" if pattern else None
 
 
-def nothing_to_factorise(model: str, layers: Sequence[Layer], *, accepted: str) -> InputError:
+def nothing_to_factorise(model: str, layers: Sequence[Layer], *, accepted: str, remedy: str) -> InputError:
     """Returns the error for a model of which every layer must stay dense, with the first refusals in it.
 
     Args:
         model: what to call the model.
         layers: all that were found; all of them refused.
         accepted: what can be factorised, in the words of the model's format.
+        remedy: what to do, in those words too.
     """
     refusals = "; ".join(f"'{layer.name}': {layer.refusal}" for layer in layers[:5])
     return InputError(
         f"looking for layers of {model} to factorise",
         found=refusals or "no linear or 2-D convolution layer",
         accepted=accepted,
-        remedy="choose another model, or shorten 'skip' in the recipe",
+        remedy=remedy,
     )

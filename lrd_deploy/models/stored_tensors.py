@@ -17,6 +17,7 @@ from lrd_deploy.files import read_bytes, storage_errors
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
+_PICKLED = {b"PK", b"\x80\x02"}  # how files of torch.save begin, the zipped and the older ones
 
 _WIDTHS = {
     **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
@@ -156,9 +157,13 @@ def _opened(path: Path) -> Iterator[Any]:
             with safe_open(path, framework="pt") as file:
                 yield file
         except SafetensorError as exc:
+            with path.open("rb") as stream:
+                is_pickled = stream.read(2) in _PICKLED
             raise InputError(
                 f"loading weights from '{path}'",
-                found=str(exc),
+                found="a file of torch.save" if is_pickled else str(exc),
                 accepted="a whole safetensors file",
-                remedy="save or download it again",
+                remedy="write it with safetensors.torch.save_file(model.state_dict(), 'model.safetensors')"
+                if is_pickled
+                else "save or download it again",
             ) from exc

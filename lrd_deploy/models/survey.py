@@ -47,7 +47,8 @@ def survey(model: nn.Module, example: Example, *, skip: tuple[str, ...] = ()) ->
     layers.sort(key=lambda layer: order.get(layer.name, len(order)))
     if all(layer.refusal for layer in layers):
         accepted = "at least one nn.Linear or nn.Conv2d of one group"
-        raise nothing_to_factorise(type(model).__name__, layers, accepted=accepted)
+        remedy = "choose another model, or shorten 'skip' in the recipe"
+        raise nothing_to_factorise(type(model).__name__, layers, accepted=accepted, remedy=remedy)
     return tuple(layers)
 
 

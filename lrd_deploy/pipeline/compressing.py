@@ -27,7 +27,7 @@ from lrd_deploy.observer import Observer
 from lrd_deploy.pipeline.bias_correction import corrected
 from lrd_deploy.pipeline.compression_search import Built, fast_enough, within_error
 from lrd_deploy.pipeline.onnx_planning import model_timer, onnx_evidence
-from lrd_deploy.pipeline.onnx_samples import Samples
+from lrd_deploy.pipeline.onnx_samples import Samples, check_enough
 from lrd_deploy.pipeline.planning import with_reasons, with_tables
 from lrd_deploy.ranks.by_latency import LatencyPlanner
 from lrd_deploy.ranks.choose import check_finite
@@ -106,12 +106,13 @@ def compress(
 
     Raises:
         UsageError: the goal is out of reach, and the message names the nearest that is not; or no plan is faster.
-        InputError: the model or the samples are invalid, or no layer can be factorised.
+        InputError: the model or the samples are invalid or too few, or no layer can be factorised.
         BackendError: ONNX Runtime refuses a model.
         StorageError: a file cannot be read or written.
     """
     dense = read_model(source)
     _check_writable(target, source)
+    check_enough(samples, f"compressing '{source}'")
     check_batches(dense, samples.calibration[:1])
     shapes = {name: array.shape for name, array in samples.calibration[0].items()}
     layers = survey_onnx(dense, shapes=shapes)

@@ -13,7 +13,7 @@ from lrd_deploy.engines.backend import Arrays
 from lrd_deploy.engines.inputs import random_batches_of, stored_arrays
 from lrd_deploy.engines.onnx_moments import check_batches, onnx_moments
 from lrd_deploy.engines.profile import shapes_at
-from lrd_deploy.export.onnx_file import read_model
+from lrd_deploy.export.onnx_file import graph_inputs, read_model
 from lrd_deploy.export.onnx_layers import survey_onnx
 from lrd_deploy.models.layer import Layer
 from lrd_deploy.observer import Observer
@@ -63,7 +63,7 @@ def plan_onnx(
         batch=bench.batch, threads=bench.threads, store=folder / "latency.jsonl", observer=observer
     )
     source = with_tables(measured, tables)
-    batches = _batches_of(calibration_data, bench.batch) if calibration_data else []
+    batches = _batches_of(graph, calibration_data, bench.batch) if calibration_data else []
     if batches:
         check_batches(graph, batches[:1])
         shapes = {name: array.shape for name, array in batches[0].items()}
@@ -101,9 +101,9 @@ def model_timer(model: Path, inputs: Arrays, bench: Bench) -> ModelLatency:
     return ModelLatency(model, {}, inputs, bench.threads)
 
 
-def _batches_of(path: Path, batch: int) -> list[Arrays]:
+def _batches_of(graph: ModelProto, path: Path, batch: int) -> list[Arrays]:
     """All samples of an .npz file, in batches; a last one that is not full is left out where there are others."""
-    whole = stored_arrays(path)
+    whole = stored_arrays(path, graph_inputs(graph))
     count = min(map(len, whole.values()))
     starts = range(0, max(count - batch, 0) + 1, batch)
     return [{name: array[start : start + batch] for name, array in whole.items()} for start in starts]

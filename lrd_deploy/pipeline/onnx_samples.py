@@ -11,8 +11,9 @@ from lrd_deploy.engines.inputs import allowed_batches, random_batches_of, repeat
 from lrd_deploy.engines.profile import shapes_at
 from lrd_deploy.errors import InputError, UsageError
 from lrd_deploy.export.onnx_file import graph_inputs, read_model
-from lrd_deploy.records import DimensionRange
+from lrd_deploy.records import DimensionRange, TensorInfo
 
+FEWEST_SAMPLES = 8  # to calibrate by
 _HELD_OUT = 4  # one sample in so many
 _RANDOM_BATCHES, _RANDOM_SAMPLES = 8, 64
 _BATCH = 8
@@ -47,16 +48,18 @@ def random_samples(model: Path, batch: int, dimensions: Mapping[str, DimensionRa
     return Samples(tuple(batches[:count]), tuple(batches[count:]), source, count * size, held_out * size)
 
 
-def stored_samples(path: Path, batch: int) -> Samples:
+def stored_samples(path: Path, batch: int, inputs: Sequence[TensorInfo] = ()) -> Samples:
     """Returns the samples of an .npz file of arrays by input name in batches of one size; the last quarter is held out.
+
+    Arrays get the types of the `inputs` that they name; see `stored_arrays`.
 
     Samples that do not fill a last batch are left out; where none would be full, one starts over.
 
     Raises:
         StorageError: the file cannot be read.
-        InputError: it is no .npz file of plain arrays, or holds too few samples.
+        InputError: it is no .npz file of plain arrays that the inputs take, or holds too few samples.
     """
-    whole = _stored(path)
+    whole = _stored(path, inputs)
     count = _size(whole)
     if count < 2:
         raise InputError(
@@ -80,7 +83,18 @@ def samples_of(model: Path, path: Path) -> Samples:
         InputError: the model is invalid; the file is no .npz file of plain arrays, or holds too few samples.
     """
     inputs = graph_inputs(read_model(model))
-    return stored_samples(path, allowed_batches(inputs, (_BATCH,))[0] if inputs else _BATCH)
+    return stored_samples(path, allowed_batches(inputs, (_BATCH,))[0] if inputs else _BATCH, inputs)
+
+
+def check_enough(samples: Samples, doing: str) -> None:
+    """Raises `InputError` where there are fewer samples to calibrate by than tell more than chance."""
+    if samples.calibration_count < FEWEST_SAMPLES:
+        raise InputError(
+            doing,
+            found=f"{samples.calibration_count} samples to calibrate by",
+            accepted=f"at least {FEWEST_SAMPLES} in full batches, beside the quarter that is held out",
+            remedy="store more samples; a few hundred are enough",
+        )
 
 
 def refuse_sizes_beside_data(dimensions: Mapping[str, DimensionRange], data: Path | None) -> None:
@@ -94,10 +108,18 @@ def refuse_sizes_beside_data(dimensions: Mapping[str, DimensionRange], data: Pat
         )
 
 
-def _stored(path: Path) -> Arrays:
+def _stored(path: Path, inputs: Sequence[TensorInfo]) -> Arrays:
     """All samples of the file, as many as its shortest array has."""
-    arrays = stored_arrays(path)
-    count = min(map(len, arrays.values()))
+    arrays, known = stored_arrays(path, inputs), {tensor.name for tensor in inputs}
+    count = min(len(array) for name, array in arrays.items() if name in known or not known & arrays.keys())
+    for name, array in arrays.items():
+        if name not in known and len(array) < count:
+            raise InputError(
+                f"reading the calibration data '{path}'",
+                found=f"the array '{name}' of {len(array)} rows, which is no input of the model",
+                accepted=f"one array per input ({', '.join(map(repr, sorted(known)))}), a sample per row",
+                remedy=f"leave out '{name}', or name it after the input that it is for",
+            )
     return {name: array[:count] for name, array in arrays.items()}
 
 

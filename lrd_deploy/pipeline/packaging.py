@@ -156,7 +156,7 @@ def package_onnx(
         files=files,
         graph=graph,
         settings=settings,
-        arrays=stored_arrays(inputs) if inputs else random_inputs(infos, [batch], path)[0],
+        arrays=stored_arrays(inputs, infos) if inputs else random_inputs(infos, [batch], path)[0],
         inputs_from="file" if inputs else "random",
         labels=demanded_labels(graph, request.labels) if request.labels else None,
         source=BundleSource(digests=files.digests),

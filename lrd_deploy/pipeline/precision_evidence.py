@@ -14,7 +14,7 @@ from lrd_deploy.errors import InputError, UsageError
 from lrd_deploy.export.onnx_file import graph_inputs, read_model
 from lrd_deploy.export.tensor_data import tensor_values
 from lrd_deploy.files import sha256_of
-from lrd_deploy.pipeline.onnx_samples import Samples
+from lrd_deploy.pipeline.onnx_samples import Samples, check_enough
 from lrd_deploy.precision.mark import check_unconverted
 from lrd_deploy.precision.quantize import quantisable, values_to_measure
 from lrd_deploy.precision.rounding import HalfRounding
@@ -23,7 +23,6 @@ from lrd_deploy.records import ActivationRanges, PrecisionPolicy, RangeMethod
 from lrd_deploy.rewrite.apply import apply_rules
 from lrd_deploy.rewrite.fold_batchnorm import FoldBatchNorm
 
-FEWEST_SAMPLES = 8
 PERCENTILE = 99.99
 
 
@@ -64,13 +63,7 @@ def measure_ranges(
     values = values_to_measure(model)
     if not values:
         raise nothing_to_convert(source, "int8", [*quantisable(model)[1].values()])
-    if samples.calibration_count < FEWEST_SAMPLES:
-        raise InputError(
-            f"measuring ranges for '{source}'",
-            found=f"{samples.calibration_count} samples to calibrate by",
-            accepted=f"at least {FEWEST_SAMPLES}",
-            remedy="store more samples; a few hundred are enough",
-        )
+    check_enough(samples, f"measuring ranges for '{source}'")
     batches = fitting(model, samples.calibration)
     magnitudes, not_clipped = onnx_magnitudes(model, values, batches, method, percentile)
     return ActivationRanges(

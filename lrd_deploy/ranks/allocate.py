@@ -13,6 +13,8 @@ from lrd_deploy.records import Choice
 
 _GAP = 1e-3  # a combination this close to the best, relatively, is the best: latencies are known less well
 
+QUANTUM = "quantum ('quantum' in a recipe, --quantum for an ONNX file)"
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -114,5 +116,5 @@ def out_of_reach(options: Sequence[Sequence[Candidate]], wanted: str) -> UsageEr
         "choosing ranks by latency",
         found=wanted,
         accepted=f"by themselves the candidates reach {fastest:.2f}× and {fewest:.0%} of the parameters",
-        remedy=f"ask for at most {int(fastest * 100) / 100:.2f}×, or allow lower ranks with a smaller 'quantum'",
+        remedy=f"ask for at most {int(fastest * 100) / 100:.2f}×, or allow lower ranks with a smaller {QUANTUM}",
     )

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lrd_deploy.errors import UsageError
+from lrd_deploy.ranks.allocate import QUANTUM
 from lrd_deploy.ranks.source import ModelTimer
 from lrd_deploy.records import RankPlan
 
@@ -84,7 +85,7 @@ def _nearest(tried: list[RankPlan], fastest: RankPlan, timer: ModelTimer, target
             "choosing ranks by latency",
             found=f"a speedup of {target:g}",
             accepted=f"the fastest combination of candidates measures {reach:.2f}× on the whole model",
-            remedy=f"ask for at most {reach:.2f}×, or allow lower ranks with a smaller 'quantum'",
+            remedy=f"ask for at most {reach:.2f}×, or allow lower ranks with a smaller {QUANTUM}",
         )
     plan = max(tried, key=lambda plan: plan.measured_speedup)
     note = f"the whole model measured {plan.measured_speedup:.2f}×, below the target of {target:g}×"

@@ -81,6 +81,13 @@ def load_recipe(name_or_path: str) -> Recipe:
         UsageError: no such recipe, or it says something that is not understood (all mistakes in one message).
     """
     path = Path(name_or_path)
+    if path.suffix == ".onnx":
+        raise UsageError(
+            f"reading the recipe '{path}'",
+            found="an ONNX file",
+            accepted="a recipe, which is a YAML file, or the name of a built-in one",
+            remedy="pass an ONNX file to 'lrd-deploy compress' or 'lrd-deploy bench'",
+        )
     if path.suffix in {".yaml", ".yml"} or path.is_file():
         return parse_recipe(_decoded(path), source=str(path), folder=path.parent)
     known = builtin_recipes()

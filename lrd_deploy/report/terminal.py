@@ -143,7 +143,7 @@ def rewrite_table(report: RewriteReport) -> RenderableType:
     if report.speedup is not None:
         summary += f"; speedup of the whole {speedup(report.speedup)}"
     if not rows:
-        return Group("no factors found; " + summary)
+        return Group("no factors found; " + summary, "a dense model gets factors from 'lrd-deploy compress'")
     done = table(("rule", "node", "change"), rows)
     return Group(*_times(report.enforced), done, summary) if report.enforced else Group(done, summary)
 
@@ -238,6 +238,10 @@ def diagnosis_table(diagnosis: Diagnosis) -> RenderableType:
     rows = [("machine", f"{here.cpu}, {here.cores} cores", f"{here.system}, Python {here.python}")]
     rows += [("GPU", gpu.name, f"{gpu.memory_mib} MiB, driver {gpu.driver}, CUDA {gpu.cuda}") for gpu in here.gpus]
     rows += [("package", name, version) for name, version in here.packages.items()]
+    rows += [
+        ("optional", package.name, package.version or f"not installed: pip install 'lrd-deploy[{package.extra}]'")
+        for package in diagnosis.optional
+    ]
     for status in diagnosis.backends.values():
         able = [word for word, can in (("builds", status.builds), ("runs", status.runs)) if can]
         rows.append(
@@ -255,7 +259,7 @@ def difference_table(difference: OutputDifference) -> RenderableType:
         ("tolerance", f"{difference.tolerance:.2e}"),
         ("cosine", f"{difference.cosine:.9f}"),
         ("top-1 agreement", f"{difference.top1_agreement:.2%}"),
-        ("batches", ", ".join(map(str, difference.batches))),
+        ("batches", ", ".join(map(str, sorted(set(difference.batches))))),
     ]
     return Group(table(("metric", "value"), rows), "passed" if difference.passed else "FAILED")
 

@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 import time
+import tomllib
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -74,6 +76,16 @@ def test_doctor_tells_of_every_backend(call):
     assert set(backends) == {"onnxruntime", "tensorrt", "tensorrt-rtx"}
     assert backends["onnxruntime"]["runs"]
     assert call("doctor")[0] == 0
+
+
+def test_doctor_tells_which_extra_installs_an_optional_package(call, monkeypatch):
+    project = tomllib.loads(Path(__file__).parents[2].joinpath("pyproject.toml").read_text())["project"]
+    named = {package["name"]: package["extra"] for package in json.loads(call("doctor", "--json")[1])["optional"]}
+    assert named.keys() == {"tritonclient", "lightning", "nvidia-ml-py"}
+    assert all(project["optional-dependencies"][extra][0].startswith(name) for name, extra in named.items())
+    monkeypatch.setattr("lrd_deploy.bench.diagnosis.version_of", lambda _: None)
+    out = call("doctor")[1]
+    assert all(f"'lrd-deploy[{extra}]'" in out for extra in named.values())
 
 
 def test_rewrite_pads_and_merges_and_the_outputs_stay(call, factors, tmp_path):
@@ -417,6 +429,20 @@ def test_models_with_different_inputs_are_told_apart(call, factors, tmp_path):
     )
     for verb in ("verify", "bench"):
         assert refused(call(verb, factors, tmp_path / "b.onnx"), "x float32[batch, 16] and x float32[batch, 9]")
+
+
+def test_a_dense_model_to_rewrite_is_told_where_factors_come_from(call, tmp_path):
+    onnx.save(
+        layer_graph(LayerSignature(kind="linear", in_channels=9, out_channels=16), KeepDense()), tmp_path / "d.onnx"
+    )
+    code, out, _ = call("rewrite", tmp_path / "d.onnx", "-o", tmp_path / "o.onnx")
+    assert code == 0
+    assert "no factors found" in out
+    assert "'lrd-deploy compress'" in out
+
+
+def test_an_onnx_file_where_a_recipe_belongs_is_told(call, factors):
+    assert refused(call("run", factors), "a recipe, which is a YAML file", "'lrd-deploy compress'")
 
 
 def test_a_recipe_that_is_not_utf_8_is_told(call, tiny_recipe):

@@ -62,6 +62,7 @@ def test_a_check_is_1_when_the_answers_differ_and_2_when_files_do(package, model
         (["m.onnx", "--triton", "r", "--arm", "half"], "choosing what to package: --arm half"),
         (["folder", "--triton", "r"], "a folder without recipe.json"),
         (["folder", "--triton", "r", "--arm", "half"], "lowrank, dense or both of a run"),
+        (["mine.yaml", "--triton", "r"], "do 'lrd-deploy run mine.yaml' first"),
         (["folder", "--triton", "r", "--inputs", "x.npz"], "a run has test data of its own"),
         (["m.onnx", "--triton", "r", "--version", "0"], "greater than or equal to 1"),
         (["m.onnx", "--triton", "r", "--name", "../out"], "naming the model: '../out'"),

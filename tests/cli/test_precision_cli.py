@@ -40,6 +40,7 @@ def test_convert_prints_its_record_and_nothing_else(call, model, data, tmp_path,
     report = PrecisionReport.model_validate_json(printed)
     assert mark_of(onnx.load(out)).policy == report.policy
     code, printed, _ = call("convert", model, "-o", out, "--precision", precision, "--calibration-data", data)
+    assert [line.split()[1:] for line in printed.splitlines() if "batches" in line] == [["8"]] * (precision != "bf16")
     assert code == 0
     assert "multiply–accumulates   100.0%" in printed
 

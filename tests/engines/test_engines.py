@@ -137,9 +137,54 @@ def test_stored_inputs_are_cut_or_repeated(tmp_path):
     assert list(repeated(np.arange(2), 3)) == [0, 1, 0]
 
 
-def test_inputs_that_are_no_npz_are_refused(tmp_path):
-    (tmp_path / "x.npz").write_text("no")
-    with pytest.raises(InputError, match=r"an \.npz file with one array per input"):
+CASTS = {
+    "numpy's default": (np.array([0.1, np.nan]), "float32"),
+    "pixels": (np.array([0, 255], np.uint8), "float32"),
+    "ids": (np.array([5, 2**31 - 1], np.int32), "int64"),
+    "ids that fit": (np.array([5, 2**31 - 1], np.int64), "int32"),
+    "a mask": (np.array([True, False]), "int64"),
+}
+
+
+@pytest.mark.parametrize(("array", "wanted"), CASTS.values(), ids=CASTS)
+def test_stored_inputs_get_the_type_of_the_input(tmp_path, array, wanted):
+    np.savez(tmp_path / "x.npz", x=array, labels=array)
+    (batch,) = stored_batches(tmp_path / "x.npz", (2,), [TensorInfo(name="x", dtype=wanted, shape=("batch",))])
+    assert batch["x"].dtype == wanted
+    np.testing.assert_allclose(batch["x"], array, rtol=1e-7)
+    assert batch["labels"].dtype == array.dtype
+
+
+LOSSES = {
+    "digits": (np.array([1, 2], np.int64), "float32"),
+    "size": (np.array([1, 2**31]), "int32"),
+    "sign": (np.array([-1]), "uint8"),
+    "range": (np.array([1e300]), "float32"),
+    "fractions": (np.array([0.5], np.float32), "int64"),
+}
+
+
+@pytest.mark.parametrize(("array", "wanted"), LOSSES.values(), ids=LOSSES)
+def test_stored_inputs_that_would_lose_values_are_refused(tmp_path, array, wanted):
+    np.savez(tmp_path / "x.npz", x=array)
+    told = rf"x.npz': 'x' of type {array.dtype}; {wanted}, which the model takes.*x.astype\('{wanted}'\)"
+    with pytest.raises(InputError, match=told):
+        stored_batches(tmp_path / "x.npz", (1,), [TensorInfo(name="x", dtype=wanted, shape=("batch",))])
+
+
+@pytest.mark.parametrize(
+    ("write", "found"),
+    [
+        (lambda stream: np.save(stream, np.zeros(3)), "one array without a name"),
+        (lambda s: s.write(b"1 2 3"), "no .npz"),
+    ],
+    ids=["npy", "text"],
+)
+def test_inputs_that_are_no_npz_are_refused(tmp_path, write, found):
+    with (tmp_path / "x.npz").open("wb") as stream:
+        write(stream)
+    told = rf"{found}.*an \.npz file with one array per input.*numpy.savez\('samples.npz', input_name=array\)"
+    with pytest.raises(InputError, match=told):
         stored_batches(tmp_path / "x.npz", (1,))
 
 

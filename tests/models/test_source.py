@@ -100,6 +100,13 @@ def test_all_misfits_of_weights_are_told_together(tmp_path):
         assert part in str(caught.value)
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+def test_weights_of_torch_save_are_refused_with_how_to_save_them(tmp_path, zipped):
+    torch.save(nn.Linear(9, 9).state_dict(), tmp_path / "w.pt", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(InputError, match=r"a file of torch\.save.*safetensors\.torch\.save_file"):
+        load_weights_(nn.Linear(9, 9), tmp_path / "w.pt")
+
+
 def test_a_truncated_safetensors_file_is_refused(tmp_path):
     save_weights(nn.Linear(9, 9), tmp_path / "w.safetensors")
     whole = (tmp_path / "w.safetensors").read_bytes()

@@ -103,6 +103,12 @@ def run(tmp_path):
     return call
 
 
+def test_too_few_samples_to_compress_by_are_refused(run, tmp_path):
+    with pytest.raises(InputError, match=r"compressing .*: 4 samples to calibrate by; at least 8 in full batches"):
+        run({"target_speedup": 1.8}, inputs=np.ones((8, WIDTH), np.float32))
+    assert not (tmp_path / "fast.onnx").exists()
+
+
 def test_a_speedup_is_reached_with_the_layers_that_give_it(run, tmp_path):
     done = run({"target_speedup": 1.8})
     assert [layer.name for layer in done.layers] == ["one", "two", "three", "head"]

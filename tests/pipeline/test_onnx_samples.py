@@ -4,7 +4,7 @@ import pytest
 
 from lrd_deploy.errors import InputError, UsageError
 from lrd_deploy.pipeline.onnx_samples import random_samples, refuse_sizes_beside_data, stored_samples
-from lrd_deploy.records import DimensionRange
+from lrd_deploy.records import DimensionRange, TensorInfo
 from tests.rewrite.graph_text import model
 
 
@@ -41,6 +41,14 @@ def test_fewer_samples_than_a_batch_start_over_and_are_counted_once(tmp_path):
 def test_arrays_of_different_lengths_are_cut_to_the_shortest(tmp_path):
     samples = stored_samples(written(tmp_path / "x.npz", 16, z=np.zeros((8, 2))), batch=2)
     assert (samples.calibration_count, samples.held_out_count) == (6, 2)
+
+
+def test_an_array_that_is_no_input_does_not_shorten_the_samples(tmp_path):
+    inputs = [TensorInfo(name="x", dtype="float32", shape=("batch", 4))]
+    with pytest.raises(InputError, match=r"the array 'names' of 3 rows, which is no input .* per input \('x'\)"):
+        stored_samples(written(tmp_path / "x.npz", 16, names=np.zeros(3)), 4, inputs)
+    samples = stored_samples(written(tmp_path / "x.npz", 16, labels=np.zeros(16)), 4, inputs)
+    assert (samples.calibration_count, samples.held_out_count) == (12, 4)
 
 
 def test_one_sample_is_refused(tmp_path):
