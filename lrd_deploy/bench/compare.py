@@ -30,6 +30,7 @@ from lrd_deploy.records import Comparison, Execution, Latency, Ratio
 
 ARMS = ("base", "candidate", "control")
 _CONTROL_LIMIT = 0.03
+_WIDEST_INTERVAL = 1.25  # its upper end over its lower one
 _ARM_SECONDS, _SOLO_SECONDS = 1.0, 0.4
 _FEWEST_LAUNCHES = 2
 _LAST_RESORT_SECONDS = 6 * 3600.0  # a worker that hangs ends itself long before: see `watchdog`
@@ -198,18 +199,18 @@ def conclude(launches: Sequence[LaunchSamples], under: MeasuredUnder) -> Compari
     """Returns what the samples say; pure, so that stored samples can be judged again."""
     speedups = [block_log_ratio(launch.blocks["base"], launch.blocks["candidate"]) for launch in launches]
     controls = [block_log_ratio(launch.blocks["base"], launch.blocks["control"]) for launch in launches]
-    control = ratio_with_interval(controls)
+    speedup, control = ratio_with_interval(speedups), ratio_with_interval(controls)
     return Comparison(
         base=_latency(launches, "base", under.batch),
         candidate=_latency(launches, "candidate", under.batch),
-        speedup=ratio_with_interval(speedups),
+        speedup=speedup,
         control=control,
         backend="onnxruntime",
         batch=under.batch,
         threads=under.threads,
         execution=under.execution,
         per_launch_speedup=tuple(exp(value) for value in speedups),
-        warnings=(*_warnings(launches, control), *under.notes),
+        warnings=(*_warnings(launches, speedup, control), *under.notes),
         environment=under.environment,
     )
 
@@ -234,8 +235,13 @@ def _median_ms(samples: Iterable[Sequence[int]]) -> float | None:
     return median(found) if found else None
 
 
-def _warnings(launches: Sequence[LaunchSamples], control: Ratio) -> tuple[str, ...]:
+def _warnings(launches: Sequence[LaunchSamples], speedup: Ratio, control: Ratio) -> tuple[str, ...]:
     warnings = []
+    if speedup.high / speedup.low > _WIDEST_INTERVAL:
+        warnings.append(
+            f"launches disagree, from {speedup.low:.2f} to {speedup.high:.2f}: "
+            "measure again while nothing else runs, or with more launches"
+        )
     if abs(control.estimate - 1) > _CONTROL_LIMIT:
         warnings.append(
             f"the control, base against itself, came out at {control.estimate:.3f}: "

@@ -37,7 +37,7 @@ def package(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Package a run or an ONNX file for Triton, and check that the packaged model answers as the trained one does.
+    """Package a run or an ONNX file for Triton, and check that the packaged model answers as it did before.
 
     With --check, exit code 1 when the answers differ.
     """

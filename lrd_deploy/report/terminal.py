@@ -300,5 +300,5 @@ _OUTCOMES = {
 def _answers(difference: OutputDifference | None) -> str:
     if difference is None:
         return "it cannot be run here"
-    verdict = "answers as the trained model does" if difference.passed else "answers OTHERWISE than the trained model"
+    verdict = "answers as before packaging" if difference.passed else "answers OTHERWISE than before packaging"
     return f"{verdict} (relative L2 {difference.relative_l2:.1e}, at most {difference.tolerance:.1e})"

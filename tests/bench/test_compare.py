@@ -180,6 +180,11 @@ def test_samples_survive_a_line_cut_short_and_nothing_else(tmp_path):
             read_samples(kept.path)
 
 
+def test_launches_that_disagree_are_told():
+    apart = [launch(candidate=1_000_000), launch(candidate=3_000_000)]
+    assert conclude(apart * 2, UNDER).warnings[0].startswith("launches disagree, from ")
+
+
 def test_an_odd_number_of_launches_is_told():
     assert conclude([launch()] * 3, UNDER).warnings[0].startswith("3 launches are an odd number")
 

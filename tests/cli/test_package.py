@@ -27,7 +27,7 @@ def test_the_record_tells_of_files_and_digests_and_the_table_how_to_serve_them(p
     assert packaged["manifest"]["versions"][0]["answers"]["passed"]
     code, out, _ = package(model, "--triton", repository)
     assert code == 0
-    assert "m: version 1 was there already; nothing to do; answers as the trained model does" in out
+    assert "m: version 1 was there already; nothing to do; answers as before packaging" in out
     assert f"tritonserver --model-repository={shlex.quote(str(repository))}" in out
 
 
