@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +24,7 @@ _ROUNDS, _CALLS, _SECONDS_PER_CHOICE = 15, 3, 0.15
 _FEWEST_ROUNDS, _LONGER = 5, 3
 _SETTLED = 0.1
 _DENSE = KeepDense()
+_NAMED = 3  # timings that would not settle; more are counted
 Calls = dict[Choice, Callable[[], object]]
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 
@@ -103,7 +104,8 @@ class MeasuredLatency:
 
     def __post_init__(self) -> None:
         self.table = LatencyTable.read(self.store) if self.store.exists() else LatencyTable()
-        self._unsettled: set[str] = set()
+        self._left_out: set[str] = set()
+        self._uncertain: set[str] = set()
 
     @property
     def conditions(self) -> Conditions:
@@ -121,10 +123,11 @@ class MeasuredLatency:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a reader of the plan should know about its latencies."""
-        if not self._unsettled:
-            return ()
-        names = "; ".join(sorted(self._unsettled))
-        return (f"timings that would not settle were left out: {names}",)
+        told = {
+            "timings that would not settle were left out": self._left_out,
+            "timings of dense layers that would not settle are used all the same": self._uncertain,
+        }
+        return tuple(f"{what}: {_listed(rows)}" for what, rows in told.items() if rows)
 
     def latencies_ms(
         self, requests: Mapping[LayerSignature, Sequence[Choice]]
@@ -164,7 +167,8 @@ class MeasuredLatency:
 
     def _note(self, row: LatencyRow) -> None:
         if not row.settled:
-            self._unsettled.add(f"{row.signature} as {row.choice}, spread {row.spread:.0%}")
+            rows = self._uncertain if row.choice == _DENSE else self._left_out
+            rows.add(f"{row.signature} as {row.choice}, spread {row.spread:.0%}")
 
     def _timed(self, signature: LayerSignature, choices: Sequence[Choice], seconds: float) -> list[LatencyRow]:
         with self.layers.calls(signature, choices, self.batch, self.threads) as calls:
@@ -191,3 +195,9 @@ class MeasuredLatency:
             settled=spread <= _SETTLED,
             samples=len(latencies),
         )
+
+
+def _listed(rows: Collection[str]) -> str:
+    """How many, and the first of them."""
+    more = "; …" if len(rows) > _NAMED else ""
+    return f"{len(rows)}, {'; '.join(sorted(rows)[:_NAMED])}{more}"

@@ -68,10 +68,21 @@ def test_timings_that_will_not_settle_are_kept_but_not_used_and_told(tmp_path):
 
     latency = restless(tmp_path / "t.jsonl")
     assert latency.latencies_ms({SIGNATURE: CHOICES}) == {(SIGNATURE, KeepDense()): 5.0}
-    assert "would not settle" in latency.notes[0]
-    assert "tucker2 16, 16" in latency.notes[0]
+    (note,) = latency.notes
+    assert note.startswith("timings that would not settle were left out: 1, ")
+    assert "tucker2 16, 16" in note
     (row,) = [row for row in LatencyTable.read(tmp_path / "t.jsonl").rows.values() if row.choice == CHOICES[1]]
     assert not row.settled
+
+
+def test_a_dense_layer_that_will_not_settle_is_used_and_told(tmp_path):
+    jumps = (latency for _ in repeat(None) for latency in [2.0] * 12 + [4.0] * 12)
+    backend = FakeBackend({"dense.onnx": jumps, "tucker2_16_16.onnx": repeat(1.0)})
+    latency = MeasuredLatency(
+        batch=2, threads=1, store=tmp_path / "t.jsonl", layers=EngineCalls(backend), clock=backend.clock
+    )
+    assert (SIGNATURE, KeepDense()) in latency.latencies_ms({SIGNATURE: CHOICES})
+    assert latency.notes[0].startswith("timings of dense layers that would not settle are used all the same: 1, ")
 
 
 def test_rows_of_other_tables_are_used_under_the_same_conditions(tmp_path):

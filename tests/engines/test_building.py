@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from lrd_deploy.bench.layer_graph import layer_graph
 from lrd_deploy.cli.main import make_app
+from lrd_deploy.cli.written import placed_engine
 from lrd_deploy.engines import BACKENDS, BuildSettings, SessionSettings, builder
 from lrd_deploy.engines.artifact import manifest_of
 from lrd_deploy.engines.backend import TimingCache
@@ -220,7 +221,9 @@ class TestWithoutAGpu:
         outcome = CliRunner().invoke(make_app(), ["build", str(model), "-o", str(tmp_path / "e.plan"), *options])
         assert outcome.exit_code == 0
         printed = EngineSet.model_validate_json(outcome.stdout)
-        assert [EngineArtifact.read(tmp_path / f"e.b{batch}.plan.json") for batch in (1, 2)] == list(printed.engines)
+        stored = [EngineArtifact.read(tmp_path / f"e.b{batch}.plan.json") for batch in (1, 2)]
+        assert [placed_engine(artifact, tmp_path) for artifact in stored] == list(printed.engines)
+        assert all(engine.path.is_file() for engine in printed.engines)
 
 
 # TensorRT's own path, with TensorRT-RTX's library in its place ----------------------------------------------------
