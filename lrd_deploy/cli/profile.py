@@ -32,17 +32,14 @@ def profile(
     from lrd_deploy.bench.profile import profile as profile_models
     from lrd_deploy.cli.console import ConsoleObserver, show
     from lrd_deploy.cli.written import Written
-    from lrd_deploy.engines.inputs import random_batches, stored_batches
-    from lrd_deploy.export.onnx_file import graph_inputs, read_model
+    from lrd_deploy.engines.inputs import one_batch
     from lrd_deploy.files import write_text
     from lrd_deploy.report.profile_figure import profile_picture
     from lrd_deploy.report.profile_terminal import profile_table
 
     if plot:
         check_svg(plot, "drawing the profile")
-    arrays = (
-        stored_batches(inputs, [batch], graph_inputs(read_model(base))) if inputs else random_batches(base, [batch])
-    )[0]
+    arrays = one_batch(base, batch, inputs)
     settings = ProfileSettings(threads=threads, launches=launches)
     with ConsoleObserver() as observer:
         found, _ = profile_models(base, candidate, arrays, settings, observer)

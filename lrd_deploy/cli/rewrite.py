@@ -118,17 +118,13 @@ def _enforced(model: Path, output: Path, batches: Sequence[Arrays], asked: Mappi
 def _merged_back(model: Path, output: Path, batches: Sequence[Arrays], asked: Mapping[str, Any]) -> RewriteReport:
     from lrd_deploy.bench.compare import compare
     from lrd_deploy.cli.console import ConsoleObserver
-    from lrd_deploy.engines.inputs import random_batches, stored_batches
-    from lrd_deploy.export.onnx_file import graph_inputs, read_model
+    from lrd_deploy.engines.inputs import one_batch
     from lrd_deploy.pipeline.merging_back import merge_back
     from lrd_deploy.recipe.settings import Bench
     from lrd_deploy.records import ModelProfile
 
-    found, inputs = ModelProfile.read(asked["layers_from"]), asked["inputs"]
-    if inputs:
-        (timed,) = stored_batches(inputs, [found.batch], graph_inputs(read_model(model)))
-    else:
-        (timed,) = random_batches(model, [found.batch])
+    found = ModelProfile.read(asked["layers_from"])
+    timed = one_batch(model, found.batch, asked["inputs"])
     bench = Bench(batch=found.batch, threads=found.threads, launches=6)
     with ConsoleObserver() as observer:
         return merge_back(

@@ -87,6 +87,18 @@ def stored_batches(path: Path, batches: Sequence[int], inputs: Sequence[TensorIn
     return [{name: repeated(array, size) for name, array in arrays.items()} for size in batches]
 
 
+def one_batch(model: Path, batch: int, samples: Path | None) -> Batch:
+    """Returns one batch for an ONNX file: of an .npz file's first samples, or a random one.
+
+    Raises:
+        StorageError: a file cannot be read.
+        InputError: the model or the .npz file is invalid.
+    """
+    if samples is None:
+        return random_batches(model, (batch,))[0]
+    return stored_batches(samples, (batch,), graph_inputs(read_model(model)))[0]
+
+
 def compared_on(model: Path, samples: Path | None) -> list[Batch]:
     """Returns what to compare an ONNX file's outputs on: all samples of an .npz file, or random ones; in batches.
 
