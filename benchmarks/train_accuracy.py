@@ -3,7 +3,7 @@
     python benchmarks/train_accuracy.py --out FOLDER [--models resnet18 vit] [--seeds 0 1 2 3 4] [--rows …]
 
 Every row starts from the same dense weights, decomposed at the same ranks with the same factors, and changes one
-setting of the reference row, *sequential*. All are fine-tuned for the same epochs on the same images in the same order.
+setting of the reference row, *sequential*, or two where its name says so. All are fine-tuned for the same epochs on the same images in the same order.
 The time to dense accuracy is that of the first epoch that ends within half a standard error of it, decomposition and
 BatchNorm included, as a share of the time that training the dense model took. Finished rows are lines of
 FOLDER/accuracy.jsonl.
@@ -48,6 +48,7 @@ from lrd_deploy.train.accuracy import accuracy
 from lrd_deploy.train.loop import TrainingJob, train
 
 CALIBRATION_BATCHES = 20
+TWICE = {"factor_rates": FactorRates(A=2.0, B=2.0)}
 RANKS = UniformRank(alpha=2, round_to=16)
 # What each row changes of the reference, which is sequential freezing, a swap per epoch, state kept.
 ROWS: dict[str, dict[str, Any]] = {
@@ -60,7 +61,9 @@ ROWS: dict[str, dict[str, Any]] = {
     "decay of the product": {"factor_decay": "product"},
     "distillation": {"distillation": Distillation()},
     "no warm-up": {"warmup_share": 0.0},
-    "factors at twice the rate": {"factor_rates": FactorRates(A=2.0, B=2.0)},
+    "factors at twice the rate": TWICE,
+    "no freezing, factors at twice the rate": {"freezing": NoFreezing()} | TWICE,
+    "regular, factors at twice the rate": {"freezing": RegularFreezing()} | TWICE,
     "BatchNorm as it was": {"batchnorm_batches": 0},
 }
 

@@ -556,7 +556,7 @@ def onnx_file(tmp_path):
     from lrd_deploy.records import KeepDense, LayerSignature
 
     signature = LayerSignature(
-        kind="conv2d", in_channels=64, out_channels=64, kernel=(3, 3), padding=(1, 1), spatial=(12, 12)
+        kind="conv2d", in_channels=256, out_channels=256, kernel=(3, 3), padding=(1, 1), spatial=(12, 12)
     )
     model = layer_graph(signature, KeepDense())
     model.graph.node[0].name = "conv"
@@ -566,7 +566,7 @@ def onnx_file(tmp_path):
 
 def test_an_onnx_file_is_planned_without_a_recipe(call, onnx_file, tmp_path):
     data = tmp_path / "data.npz"
-    np.savez(data, x=np.random.default_rng(0).standard_normal((20, 64, 12, 12)).astype(np.float32))
+    np.savez(data, x=np.random.default_rng(0).standard_normal((20, 256, 12, 12)).astype(np.float32))
     arguments = ["plan", str(onnx_file), "--target-speedup", "1.1", "--calibration-data", str(data)]
     code, out, err = call(*arguments, "--batch", "4", "--out", str(tmp_path / "run"), "--json")
     assert code == 0, err
@@ -592,7 +592,7 @@ def test_goals_that_make_no_sense_are_refused(call, onnx_file, arguments, reason
 @pytest.mark.slow
 def test_an_onnx_file_is_compressed_without_training(call, onnx_file, tmp_path):
     data, out = tmp_path / "data.npz", tmp_path / "fast.onnx"
-    np.savez(data, x=np.random.default_rng(0).standard_normal((40, 64, 12, 12)).astype(np.float32))
+    np.savez(data, x=np.random.default_rng(0).standard_normal((40, 256, 12, 12)).astype(np.float32))
     arguments = ("compress", onnx_file, "-o", out, "--target-speedup", 1.1, "--calibration-data", data, "--quick")
     code, printed, err = call(*arguments, "--batch", 4, "--folder", tmp_path / "kept", "--json")
     assert code == 0, err
