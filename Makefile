@@ -4,16 +4,19 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-fast lint format benchmark clean
+.PHONY: demo test nightly test-fast lint format benchmark clean
 
 demo: $(VENV)/.installed
 	$(BIN)/lrd-deploy run digits
 
 test: $(VENV)/.installed-test
+	$(BIN)/pytest -m "not nightly"
+
+nightly: $(VENV)/.installed-test
 	$(BIN)/pytest
 
 test-fast: $(VENV)/.installed-test
-	$(BIN)/pytest -m "not slow and not browser"
+	$(BIN)/pytest -m "not slow and not nightly and not browser"
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -197,7 +197,7 @@ def test_only_kernels_count_on_a_gpu():
     assert summarised(events[:2], "cuda:0", wall_us=50.0) == {}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_command_measures_every_part_in_processes_of_their_own(tmp_path):
     command = [sys.executable, BENCHMARKS / "gpu.py", "all", "--device", "cpu", "--smoke"]
     command += ["--out", tmp_path / "results.jsonl", "--calibration", tmp_path / "calibration"]

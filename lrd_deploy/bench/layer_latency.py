@@ -137,11 +137,16 @@ class MeasuredLatency:
         A choice whose timings did not settle in twice the time is missing from the answer, dense apart.
         """
         known = self._known()
-        for number, (signature, choices) in enumerate(requests.items()):
-            missing = [choice for choice in choices if (signature, choice) not in known]
-            if missing:
-                self._measure(signature, missing, known.get((signature, _DENSE)))
-            self.observer.progress("timing layers", number + 1, len(requests))
+        unknown = {
+            signature: [choice for choice in choices if (signature, choice) not in known]
+            for signature, choices in requests.items()
+        }
+        missing = {signature: choices for signature, choices in unknown.items() if choices}
+        timings = 0
+        for number, (signature, choices) in enumerate(missing.items()):
+            self._measure(signature, choices, known.get((signature, _DENSE)))
+            timings += len(choices)
+            self.observer.progress("timing layers", number + 1, len(missing), f"{timings} timings")
         return self._known()
 
     def _known(self) -> dict[tuple[LayerSignature, Choice], float]:

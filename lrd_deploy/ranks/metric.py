@@ -60,17 +60,14 @@ class MomentSum:
             InputError: another number of channels, or values that are NaN or infinite.
         """
         self._check(inputs)
-        if self.signature.kind == "linear":
-            vectors = inputs.reshape(-1, inputs.shape[-1])  # (positions, in)
-            self._channels += vectors.T @ vectors
-            self._positions += len(vectors)
-            return
-        seen = self._read_by_the_kernel(inputs)
-        columns = seen.reshape(*seen.shape[:2], -1)  # (batch, in, pixels)
-        self._channels += np.matmul(columns, columns.transpose(0, 2, 1)).sum(0)
-        self._positions += len(seen) * columns.shape[2]
-        for axis, taps in zip((2, 3), self._taps, strict=True):
-            taps += _tap_products(inputs, axis, len(taps), self.signature)
+        convolution = self.signature.kind != "linear"
+        seen = np.moveaxis(self._read_by_the_kernel(inputs), 1, -1) if convolution else inputs
+        vectors = seen.reshape(-1, seen.shape[-1])  # (positions, in)
+        self._channels += vectors.T @ vectors
+        self._positions += len(vectors)
+        if convolution:
+            for axis, taps in zip((2, 3), self._taps, strict=True):
+                taps += _tap_products(inputs, axis, len(taps), self.signature)
 
     def moment(self) -> InputMoment:
         """Returns the averages so far.
@@ -125,7 +122,8 @@ def _tap_products(inputs: Array, axis: int, taps: int, signature: LayerSignature
     padded = np.pad(inputs, pads)
     length = padded.shape[axis] - dilation * (taps - 1)
     read = [padded.take(range(tap * dilation, tap * dilation + length), axis).ravel() for tap in range(taps)]
-    return np.array([[float(one @ other) for other in read] for one in read])
+    rows = np.stack(read)
+    return rows @ rows.T
 
 
 @dataclass(frozen=True)

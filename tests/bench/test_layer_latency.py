@@ -13,6 +13,7 @@ from lrd_deploy.bench.layer_latency import EngineCalls, MeasuredLatency
 from lrd_deploy.engines import SessionSettings, runtime
 from lrd_deploy.engines.fake import FakeBackend
 from lrd_deploy.models.survey import survey
+from lrd_deploy.observer import SilentObserver
 from lrd_deploy.ranks.cost import output_size
 from lrd_deploy.records import SVD, KeepDense, LayerSignature, Tucker2
 
@@ -42,6 +43,19 @@ def test_stored_rows_are_not_measured_again(tmp_path):
     again, backend = measured(tmp_path / "t.jsonl", **{"dense.onnx": 99.0})
     assert again.latencies_ms({SIGNATURE: CHOICES})[SIGNATURE, KeepDense()] == 5.0
     assert backend.log == []
+
+
+def test_progress_tells_of_what_is_timed_and_of_nothing_else(tmp_path):
+    class Told(SilentObserver):
+        def progress(self, *report):
+            reports.append(report)
+
+    reports = []
+    latency, _ = measured(tmp_path / "t.jsonl")
+    latency.observer = Told()
+    for _ in range(2):
+        latency.latencies_ms({SIGNATURE: CHOICES})
+    assert reports == [("timing layers", 1, 1, "2 timings")]
 
 
 def test_rows_of_other_conditions_are_not_used(tmp_path):

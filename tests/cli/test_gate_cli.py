@@ -149,7 +149,7 @@ def test_the_self_test_takes_the_batch_that_a_model_fixes(call, ratio, tmp_path)
         (["--most-launches", "4"], "most_launches, 4, is below launches, 6"),
         (["--inputs", "nothing.npz"], "reading 'nothing.npz'"),
         (["--max-slowdown", "5"], "shares are such as 0.05 for 5 %"),
-        (["--junit", "."], "writing '.': a folder; a path for a file; name a file with --junit"),
+        (["--junit", "."], "writing '.': a folder; a path for a file\n  → name a file with --junit"),
     ],
 )
 def test_bad_options_are_2_and_say_why(call, models, arguments, told):

@@ -240,7 +240,9 @@ def test_every_verb_gives_the_readers_own_error(elsewhere, tmp_path, capfd, monk
     assert exit_code([str(places.get(word, word)) for word in verb]) == 2
     with pytest.raises(LrdError) as refused:
         read_model(bad)
-    assert capfd.readouterr().err.strip().splitlines()[-1] == f"lrd-deploy: {refused.value}"
+    problem = refused.value
+    told = f"lrd-deploy: {problem.doing}: {problem.found}; {problem.accepted}\n  → {problem.remedy}\n"
+    assert capfd.readouterr().err.endswith(told)
     assert [path for path in sorted(tmp_path.rglob("*")) if path.is_file() and path not in before] == []
 
 

@@ -39,7 +39,7 @@ def test_a_latency_plan_is_measured_as_a_whole_and_draws_what_it_saw(tiny_recipe
 
 def test_training_is_planned_by_training_steps(tiny_recipe, tmp_path, monkeypatch):
     monkeypatch.setattr("lrd_deploy.bench.layer_latency._SETTLED", math.inf)  # on a busy machine little settles
-    ranks = {"policy": "latency", "target_speedup": 1.02, "quantum": 8, "training_weight": 1.0}
+    ranks = {"policy": "latency", "target_speedup": 1.02, "quantum": 64, "training_weight": 1.0}
     plan = planned(tiny_recipe(model=WIDE, ranks=ranks), tmp_path / "run")
     assert plan.measured_speedup is None
     assert any("100% training" in note for note in plan.notes)

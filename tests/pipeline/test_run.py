@@ -256,7 +256,7 @@ def test_an_unknown_stage_is_refused(tiny_recipe, tmp_path):
         ran(tiny_recipe(), tmp_path / "run", until="nonsense")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_run_killed_in_every_stage_ends_as_one_that_was_not(tiny_recipe, tmp_path):
     recipe, whole, cut = tiny_recipe(), tmp_path / "whole", tmp_path / "cut"
     command = [sys.executable, "-m", "lrd_deploy.cli.main", "run", str(recipe), "--json", "--out"]
