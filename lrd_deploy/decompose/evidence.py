@@ -61,15 +61,20 @@ def input_moments(model: nn.Module, layers: Sequence[Layer], batches: Sequence[E
     Raises:
         InputError: no batch, values that are NaN, or another number of channels than the layer has.
     """
-    sums = {layer.name: MomentSum(layer.name, layer.signature) for layer in layers if not layer.refusal}
+    sums = {layer.name: MomentSum(layer.name, layer.signature, _product) for layer in layers if not layer.refusal}
 
     def read(name: str, inputs: Tensor, _output: Tensor) -> None:
-        sums[name].update(inputs.detach().cpu().double().numpy())
+        sums[name].update(inputs.detach().cpu().to(torch.promote_types(inputs.dtype, torch.float32)).numpy())
 
     with torch.no_grad(), _watched(model, sums, read):
         for batch in batches:
             call(model, batch)
     return {name: total.moment() for name, total in sums.items()}
+
+
+def _product(one: Array, other: Array) -> Array:
+    """By PyTorch: the idle threads of NumPy's product would keep spinning, and take the cores from the model."""
+    return (torch.from_numpy(one) @ torch.from_numpy(other)).numpy()
 
 
 # How much a layer matters --------------------------------------------------------------------------------------

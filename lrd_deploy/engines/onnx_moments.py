@@ -40,7 +40,7 @@ def onnx_moments(model: ModelProto, layers: Sequence[Layer], batches: Sequence[A
     for values in passes(readers):
         for value, array in activations(model, values, batches):
             for name in readers[value]:
-                sums[name].update(array.astype(np.float64))
+                sums[name].update(array.astype(np.promote_types(array.dtype, np.float32)))
     return {name: total.moment() for name, total in sums.items()}
 
 
