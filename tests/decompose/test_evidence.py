@@ -40,10 +40,11 @@ def layers_of(model):
 
 
 def test_moments_are_the_averages_of_outer_products():
-    model, data = network(), images()
-    moments = input_moments(model, layers_of(model), data)
+    model, data = network(), [batch.double() for batch in images()]
+    layers = layers_of(model)
+    moments = input_moments(model.double(), layers, data)
     with torch.no_grad():
-        inputs = torch.cat([model.eval()[:3](batch) for batch in data]).double()  # what the 1×1 reads
+        inputs = torch.cat([model.eval()[:3](batch) for batch in data])  # what the 1×1 reads
     vectors = inputs.permute(1, 0, 2, 3).reshape(16, -1)
     expected = vectors @ vectors.T / vectors.shape[1]
     scale = expected.abs().max().item()
