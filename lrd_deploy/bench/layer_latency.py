@@ -106,6 +106,7 @@ class MeasuredLatency:
         self.table = LatencyTable.read(self.store) if self.store.exists() else LatencyTable()
         self._left_out: set[str] = set()
         self._uncertain: set[str] = set()
+        self._restless: set[tuple[LayerSignature, Choice]] = set()
 
     @property
     def conditions(self) -> Conditions:
@@ -134,11 +135,13 @@ class MeasuredLatency:
     ) -> Mapping[tuple[LayerSignature, Choice], float]:
         """Returns every latency known under the conditions, those asked for measured first where they are not known.
 
-        A choice whose timings did not settle in twice the time is missing from the answer, dense apart.
+        A choice whose timings did not settle in three times the time is missing from the answer, dense apart, and is
+        not timed again.
         """
         known = self._known()
+        done = self._restless | known.keys()
         unknown = {
-            signature: [choice for choice in choices if (signature, choice) not in known]
+            signature: [choice for choice in choices if (signature, choice) not in done]
             for signature, choices in requests.items()
         }
         missing = {signature: choices for signature, choices in unknown.items() if choices}
@@ -155,10 +158,7 @@ class MeasuredLatency:
 
     def _measure(self, signature: LayerSignature, missing: Sequence[Choice], dense_ms: float | None) -> None:
         choices = [_DENSE, *(choice for choice in missing if choice != _DENSE)]
-        rows = self._timed(signature, choices, _SECONDS_PER_CHOICE)
-        if not all(row.settled for row in rows):
-            rows = self._timed(signature, choices, _LONGER * _SECONDS_PER_CHOICE)
-        dense, *others = rows
+        dense, *others = self._settled(signature, choices)
         scale = dense_ms / dense.latency_ms if dense_ms else 1.0
         self.table.add(MeasuredEnvironment(environment=self.environment))
         if dense_ms is None:
@@ -170,10 +170,24 @@ class MeasuredLatency:
             self.table.add(row.model_copy(update={"latency_ms": row.latency_ms * scale}))
         self.table.write(self.store)
 
+    def _settled(self, signature: LayerSignature, choices: Sequence[Choice]) -> list[LatencyRow]:
+        """Rows of dense and the other choices; those that spread are timed again for longer, beside dense."""
+        dense, *others = self._timed(signature, choices, _SECONDS_PER_CHOICE)
+        if not dense.settled:
+            return self._timed(signature, choices, _LONGER * _SECONDS_PER_CHOICE)
+        restless = [row.choice for row in others if not row.settled]
+        if not restless:
+            return [dense, *others]
+        reference, *again = self._timed(signature, [_DENSE, *restless], _LONGER * _SECONDS_PER_CHOICE)
+        scale = dense.latency_ms / reference.latency_ms
+        calm = {row.choice: row.model_copy(update={"latency_ms": row.latency_ms * scale}) for row in again}
+        return [dense, *(calm.get(row.choice, row) for row in others)]
+
     def _note(self, row: LatencyRow) -> None:
         if not row.settled:
             rows = self._uncertain if row.choice == _DENSE else self._left_out
             rows.add(f"{row.signature} as {row.choice}, spread {row.spread:.0%}")
+            self._restless.add((row.signature, row.choice))
 
     def _timed(self, signature: LayerSignature, choices: Sequence[Choice], seconds: float) -> list[LatencyRow]:
         with self.layers.calls(signature, choices, self.batch, self.threads) as calls:

@@ -1,4 +1,5 @@
-from itertools import repeat
+from collections import Counter
+from itertools import chain, cycle, repeat
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +88,29 @@ def test_timings_that_will_not_settle_are_kept_but_not_used_and_told(tmp_path):
     assert "tucker2 16, 16" in note
     (row,) = [row for row in LatencyTable.read(tmp_path / "t.jsonl").rows.values() if row.choice == CHOICES[1]]
     assert not row.settled
+
+
+def test_only_what_spread_is_timed_again_and_what_never_settles_not_a_third_time(tmp_path):
+    scripts = {
+        "dense.onnx": repeat(5.0),
+        "svd_8.onnx": repeat(1.0),
+        "svd_16.onnx": chain(([2.0] * 12 + [4.0] * 12) * 3, repeat(3.0)),
+        "svd_24.onnx": cycle([2.0] * 12 + [4.0] * 12),
+    }
+    linear = LayerSignature(kind="linear", in_channels=64, out_channels=64, spatial=(1,))
+    backend = FakeBackend(scripts)
+    latency = MeasuredLatency(
+        batch=2, threads=1, store=tmp_path / "t.jsonl", layers=EngineCalls(backend), clock=backend.clock
+    )
+    choices = (KeepDense(), *(SVD(rank=rank) for rank in (8, 16, 24)))
+    found = latency.latencies_ms({linear: choices})
+    assert SVD(rank=24) not in {choice for _, choice in found}
+    assert found[linear, SVD(rank=8)] == 1.0
+    assert found[linear, SVD(rank=16)] == 3.0
+    times = Counter(backend.log)
+    assert times["svd_24.onnx"] == times["svd_16.onnx"] == times["dense.onnx"] > times["svd_8.onnx"]
+    latency.latencies_ms({linear: choices})
+    assert Counter(backend.log) == times
 
 
 def test_a_dense_layer_that_will_not_settle_is_used_and_told(tmp_path):
