@@ -108,7 +108,8 @@ def test_only_what_spread_is_timed_again_and_what_never_settles_not_a_third_time
     assert found[linear, SVD(rank=8)] == 1.0
     assert found[linear, SVD(rank=16)] == 3.0
     times = Counter(backend.log)
-    assert times["svd_24.onnx"] == times["svd_16.onnx"] == times["dense.onnx"] > times["svd_8.onnx"]
+    again = min(times[f"{name}.onnx"] for name in ("dense", "svd_16", "svd_24"))
+    assert again > times["svd_8.onnx"] + 30  # 15 rounds of four calls, less the longer warm-up of a short call
     latency.latencies_ms({linear: choices})
     assert Counter(backend.log) == times
 
