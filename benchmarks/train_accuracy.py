@@ -91,7 +91,8 @@ def main() -> None:
                 with store.open("a") as stream:
                     stream.write(json.dumps(line) + "\n")
     for model in arguments.models:
-        print(f"\n## {model}\n\n{table([line for line in lines if line['model'] == model])}")
+        asked = [line for line in lines if line["model"] == model and line["seed"] in arguments.seeds]
+        print(f"\n## {model}\n\n{table(asked)}")
     here = environment()
     print(f"\n{here.cpu}, {here.cores} cores, PyTorch {torch.__version__}, {time.strftime('%Y-%m-%d')}")
 
