@@ -80,7 +80,7 @@ def test_bad_input_is_told_in_four_parts(call, dense, low, tmp_path):
         ("profile", dense, tmp_path / "none.onnx"): "none.onnx': No such file",
         ("profile", dense, other): "the same names, types and shapes",
         ("profile", dense, low, "--threads", 1000): "1000 threads; at most",
-        ("profile", dense, low, "--plot", "p.png"): "'p.png'; a file that ends in .svg; write 'p.svg'",
+        ("profile", dense, low, "--plot", "p.png"): "'p.png'; a file that ends in .svg\n  → write 'p.svg'",
         ("profile", dense, low, "--launches", 1): "--launches",
         ("rewrite", low, "-o", "m.onnx", "--mode", "merge", "--layers-from", tmp_path / "p.json"): "as ModelProfile",
     }
