@@ -6,7 +6,8 @@ Every row starts from the same dense weights, decomposed at the same ranks with 
 setting of the reference row, *sequential*, or two where its name says so. All are fine-tuned for the same epochs on the
 same images in the same order. The time to dense accuracy is that of the first epoch that ends within half a standard
 error of it, decomposition and BatchNorm included, as a share of the time that training the dense model took, and its
-mean is over the seeds that got there. Finished rows are lines of FOLDER/accuracy.jsonl.
+mean is over the seeds that got there. *Before* is accuracy before fine-tuning. Finished rows are lines of
+FOLDER/accuracy.jsonl.
 """
 
 from __future__ import annotations
@@ -149,17 +150,20 @@ def table(lines: list[dict[str, Any]]) -> str:
     seeds = sorted({line["seed"] for line in lines})
     rows = [row for row in ("dense", *ROWS) if all((row, seed) in by for seed in seeds)]
     out = [
-        "| row | accuracy | against dense, points | against sequential, points | training time | time to dense |",
-        "|---|---|---|---|---|---|",
+        "| row | before | accuracy | against dense, points | against sequential, points | training time "
+        "| time to dense |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         cells = [by[row, seed] for seed in seeds]
         shares = [cell["seconds"] / by["dense", seed]["seconds"] for cell, seed in zip(cells, seeds, strict=True)]
         reached = [time_to_dense(cell, by["dense", seed]) for cell, seed in zip(cells, seeds, strict=True)]
         told = "" if row == "dense" else reached_by(reached)
+        before = "" if row == "dense" else f"{mean(cell['before'] for cell in cells):.2%}"
         out.append(
-            f"| {row} | {mean(cell['accuracy'] for cell in cells):.2%} | {difference(by, row, 'dense', seeds)} | "
-            f"{difference(by, row, 'sequential', seeds)} | {mean(shares):.2f} | {told} |"
+            f"| {row} | {before} | {mean(cell['accuracy'] for cell in cells):.2%} | "
+            f"{difference(by, row, 'dense', seeds)} | {difference(by, row, 'sequential', seeds)} | "
+            f"{mean(shares):.2f} | {told} |"
         )
     return "\n".join(out) + f"\n\n{len(seeds)} seeds; differences are paired by seed, ± one standard error."
 

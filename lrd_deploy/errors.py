@@ -30,7 +30,12 @@ class LrdError(Exception):
 
     def __init__(self, doing: str, *, found: str, accepted: str, remedy: str) -> None:
         self.doing, self.found, self.accepted, self.remedy = doing, found, accepted, remedy
-        super().__init__(f"{doing}: {found}; {accepted}; {remedy}")
+        super().__init__(f"{self.complaint}; {remedy}")
+
+    @property
+    def complaint(self) -> str:
+        """What is wrong, on one line, without what to do."""
+        return f"{self.doing}: {self.found}; {self.accepted}"
 
 
 class UsageError(LrdError):

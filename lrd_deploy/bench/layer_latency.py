@@ -104,9 +104,7 @@ class MeasuredLatency:
 
     def __post_init__(self) -> None:
         self.table = LatencyTable.read(self.store) if self.store.exists() else LatencyTable()
-        self._left_out: set[str] = set()
-        self._uncertain: set[str] = set()
-        self._restless: set[tuple[LayerSignature, Choice]] = set()
+        self._restless: dict[tuple[LayerSignature, Choice], float] = {}  # their spread
 
     @property
     def conditions(self) -> Conditions:
@@ -124,10 +122,14 @@ class MeasuredLatency:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a reader of the plan should know about its latencies."""
-        told = {
-            "timings that would not settle were left out": self._left_out,
-            "timings of dense layers that would not settle are used all the same": self._uncertain,
+        told: dict[str, list[str]] = {
+            "timings that would not settle were left out": [],
+            "timings of dense layers that would not settle are used all the same": [],
         }
+        left_out, uncertain = told.values()
+        for (signature, choice), spread in self._restless.items():
+            rows = uncertain if choice == _DENSE else left_out
+            rows.append(f"{signature} as {choice}, spread {spread:.0%}")
         return tuple(f"{what}: {_listed(rows)}" for what, rows in told.items() if rows)
 
     def latencies_ms(
@@ -139,7 +141,7 @@ class MeasuredLatency:
         not timed again.
         """
         known = self._known()
-        done = self._restless | known.keys()
+        done = self._restless.keys() | known.keys()
         unknown = {
             signature: [choice for choice in choices if (signature, choice) not in done]
             for signature, choices in requests.items()
@@ -185,9 +187,7 @@ class MeasuredLatency:
 
     def _note(self, row: LatencyRow) -> None:
         if not row.settled:
-            rows = self._uncertain if row.choice == _DENSE else self._left_out
-            rows.add(f"{row.signature} as {row.choice}, spread {row.spread:.0%}")
-            self._restless.add((row.signature, row.choice))
+            self._restless[row.signature, row.choice] = row.spread
 
     def _timed(self, signature: LayerSignature, choices: Sequence[Choice], seconds: float) -> list[LatencyRow]:
         with self.layers.calls(signature, choices, self.batch, self.threads) as calls:

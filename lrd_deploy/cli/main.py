@@ -113,7 +113,7 @@ def exit_code(arguments: list[str]) -> int:
     try:
         code = make_app()(arguments, standalone_mode=False) or 0
     except LrdError as problem:
-        print(f"lrd-deploy: {_worded(problem)}", file=sys.stderr)  # noqa: T201
+        print(f"lrd-deploy: {problem.complaint}\n  → {problem.remedy}", file=sys.stderr)  # noqa: T201
         return 2
     except KeyboardInterrupt:
         code = _INTERRUPTED
@@ -131,11 +131,6 @@ def exit_code(arguments: list[str]) -> int:
     if code == _INTERRUPTED:  # typer turns Ctrl-C within a verb into this code
         print("lrd-deploy: interrupted; what was finished is kept", file=sys.stderr)  # noqa: T201
     return code
-
-
-def _worded(problem: LrdError) -> str:
-    """What is wrong, and on a line of its own what to do."""
-    return f"{problem.doing}: {problem.found}; {problem.accepted}\n  → {problem.remedy}"
 
 
 def _told(problem: Exception) -> int:

@@ -67,13 +67,13 @@ class MomentSum:
             InputError: another number of channels, or values that are NaN or infinite.
         """
         self._check(inputs)
-        convolution = self.signature.kind != "linear"
-        seen = np.moveaxis(self._read_by_the_kernel(inputs), 1, -1) if convolution else inputs
+        linear = self.signature.kind == "linear"
+        seen = inputs if linear else np.moveaxis(self._read_by_the_kernel(inputs), 1, -1)
         vectors = seen.reshape(-1, seen.shape[-1])  # (positions, in)
         self._channels += self._gram(vectors)
         self._positions += len(vectors)
-        if convolution:
-            for axis, taps in zip((2, 3), self._taps, strict=True):
+        for axis, taps in zip((2, 3), self._taps, strict=True):
+            if len(taps) > 1:  # one tap correlates with itself alone
                 taps += self._gram(_read_by_taps(inputs, axis, len(taps), self.signature))
 
     def moment(self) -> InputMoment:
