@@ -6,7 +6,7 @@ between machines: `calibration/README.md` describes it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -111,13 +111,18 @@ class LatencyTable:
 
     def usable(self, conditions: Conditions) -> dict[tuple[LayerSignature, Choice], float]:
         """Returns the settled latencies under exactly these conditions."""
-        return {
-            (signature, choice): row.latency_ms
-            for (found, signature, choice), row in self.rows.items()
-            if found == conditions and row.settled
-        }
+        return {key: row.latency_ms for key, row in self._under(conditions) if row.settled}
+
+    def unsettled(self, conditions: Conditions) -> dict[tuple[LayerSignature, Choice], float]:
+        """Returns the spread of the rows that did not settle, under exactly these conditions."""
+        return {key: row.spread for key, row in self._under(conditions) if not row.settled}
 
     def write(self, path: Path) -> Path:
         """Writes the whole table, environments first; whole or not at all."""
         lines = [MeasuredEnvironment(environment=environment) for environment in self.environments.values()]
         return write_text(path, "".join(line.model_dump_json() + "\n" for line in (*lines, *self.rows.values())))
+
+    def _under(self, conditions: Conditions) -> Iterator[tuple[tuple[LayerSignature, Choice], LatencyRow]]:
+        for (found, signature, choice), row in self.rows.items():
+            if found == conditions:
+                yield (signature, choice), row

@@ -89,6 +89,7 @@ class MeasuredLatency:
         layers: makes layers callable; ONNX Runtime sessions unless told otherwise.
         known: rows of other tables, used where they were measured under the same conditions.
         work: what a call is: a forward pass, or a training step.
+        retry: whether choices are timed again that would not settle when a table was written.
         table: the rows of the store.
     """
 
@@ -101,6 +102,7 @@ class MeasuredLatency:
     environment: Environment = field(default_factory=environment)
     known: LatencyTable = field(default_factory=LatencyTable)
     work: str = "inference"
+    retry: bool = False
 
     def __post_init__(self) -> None:
         self.table = LatencyTable.read(self.store) if self.store.exists() else LatencyTable()
@@ -138,9 +140,11 @@ class MeasuredLatency:
         """Returns every latency known under the conditions, those asked for measured first where they are not known.
 
         A choice whose timings did not settle in three times the time is missing from the answer, dense apart, and is
-        not timed again.
+        not timed again: here, nor with `retry` off where a table tells of it.
         """
         known = self._known()
+        if not self.retry:
+            self._restless |= self._told_of(requests, known)
         done = self._restless.keys() | known.keys()
         unknown = {
             signature: [choice for choice in choices if (signature, choice) not in done]
@@ -157,6 +161,18 @@ class MeasuredLatency:
     def _known(self) -> dict[tuple[LayerSignature, Choice], float]:
         conditions = self.conditions
         return self.known.usable(conditions) | self.table.usable(conditions)
+
+    def _told_of(
+        self, requests: Mapping[LayerSignature, Sequence[Choice]], known: Mapping[tuple[LayerSignature, Choice], float]
+    ) -> dict[tuple[LayerSignature, Choice], float]:
+        """The spread of what is asked for and, by the tables, would not settle."""
+        told = self.known.unsettled(self.conditions) | self.table.unsettled(self.conditions)
+        return {
+            (signature, choice): told[signature, choice]
+            for signature, choices in requests.items()
+            for choice in choices
+            if (signature, choice) in told and (signature, choice) not in known
+        }
 
     def _measure(self, signature: LayerSignature, missing: Sequence[Choice], dense_ms: float | None) -> None:
         choices = [_DENSE, *(choice for choice in missing if choice != _DENSE)]

@@ -70,7 +70,8 @@ def calibrate_latency(
 ) -> CalibratedLatencies:
     """Times every distinct layer of a recipe's model, dense and along its staircases, into `table`.
 
-    The weights do not matter, so nothing is trained. Rows that the table has already are not measured again.
+    The weights do not matter, so nothing is trained. Rows that the table has already are measured again only where
+    they did not settle.
 
     Args:
         recipe: the model, the data's shapes, `bench`, `fine_tune` and the policy's precision for the conditions.
@@ -100,6 +101,7 @@ def calibrate_latency(
         if work == "inference"
         else measured_training(recipe, data, table, observer)
     )
+    source.retry = True
     before = len(source.table.rows)
     wanted = (shard or Shard()).of(layers)
     quantum = recipe.ranks.quantum if isinstance(recipe.ranks, LatencyRank) else "auto"

@@ -259,7 +259,7 @@ class FineTuning(Training):
         in_epochs = isinstance(freezing, SequentialFreezing) and freezing.unit == "epochs"
         if in_epochs and self.epochs <= freezing.period:
             raise ValueError(
-                f"sequential freezing with a period of {freezing.period} needs more than {freezing.period} epochs, "
+                f"sequential freezing with a period of {freezing.period} needs at least {freezing.period + 1} epochs, "
                 f"or group {freezing.first_frozen} would never learn"
             )
         return self

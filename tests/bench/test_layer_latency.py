@@ -75,12 +75,13 @@ def test_a_later_request_is_scaled_to_the_first_dense(tmp_path):
     assert latencies[SIGNATURE, CHOICES[1]] == pytest.approx(2.0)
 
 
-def test_timings_that_will_not_settle_are_kept_but_not_used_and_told(tmp_path):
-    def restless(store):
-        jumps = (latency for _ in repeat(None) for latency in [2.0] * 12 + [4.0] * 12)
-        backend = FakeBackend({"dense.onnx": repeat(5.0), "tucker2_16_16.onnx": jumps})
-        return MeasuredLatency(batch=2, threads=1, store=store, layers=EngineCalls(backend), clock=backend.clock)
+def restless(store):
+    jumps = (latency for _ in repeat(None) for latency in [2.0] * 12 + [4.0] * 12)
+    backend = FakeBackend({"dense.onnx": repeat(5.0), "tucker2_16_16.onnx": jumps})
+    return MeasuredLatency(batch=2, threads=1, store=store, layers=EngineCalls(backend), clock=backend.clock)
 
+
+def test_timings_that_will_not_settle_are_kept_but_not_used_and_told(tmp_path):
     latency = restless(tmp_path / "t.jsonl")
     assert latency.latencies_ms({SIGNATURE: CHOICES}) == {(SIGNATURE, KeepDense()): 5.0}
     (note,) = latency.notes
@@ -88,6 +89,26 @@ def test_timings_that_will_not_settle_are_kept_but_not_used_and_told(tmp_path):
     assert "tucker2 16, 16" in note
     (row,) = [row for row in LatencyTable.read(tmp_path / "t.jsonl").rows.values() if row.choice == CHOICES[1]]
     assert not row.settled
+
+
+def test_what_would_not_settle_when_a_table_was_written_is_told_of_and_timed_again_only_to_retry(tmp_path):
+    restless(tmp_path / "t.jsonl").latencies_ms({SIGNATURE: CHOICES})
+    later, backend = measured(tmp_path / "t.jsonl")
+    assert later.latencies_ms({SIGNATURE: CHOICES}) == {(SIGNATURE, KeepDense()): 5.0}
+    assert not backend.log
+    assert later.notes[0].startswith("timings that would not settle were left out: 1, ")
+    again, _ = measured(tmp_path / "t.jsonl")
+    again.retry = True
+    assert (SIGNATURE, CHOICES[1]) in again.latencies_ms({SIGNATURE: CHOICES})
+
+
+def test_what_settled_in_another_table_is_used(tmp_path):
+    restless(tmp_path / "t.jsonl").latencies_ms({SIGNATURE: CHOICES})
+    measured(tmp_path / "calm.jsonl")[0].latencies_ms({SIGNATURE: CHOICES})
+    later, _ = measured(tmp_path / "t.jsonl")
+    later.known = LatencyTable.read(tmp_path / "calm.jsonl")
+    assert (SIGNATURE, CHOICES[1]) in later.latencies_ms({SIGNATURE: CHOICES})
+    assert not later.notes
 
 
 def test_only_what_spread_is_timed_again_and_what_never_settles_not_a_third_time(tmp_path):

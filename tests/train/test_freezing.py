@@ -39,7 +39,7 @@ def test_phases_are_the_groups_that_a_schedule_freezes(freezing):
 
 
 def test_a_period_in_which_one_group_never_learns_is_refused():
-    with pytest.raises(ValueError, match="a period of 3 needs more than 3 epochs, or group B would never learn"):
+    with pytest.raises(ValueError, match="a period of 3 needs at least 4 epochs, or group B would never learn"):
         FineTuning(epochs=3, learning_rate=0.1, freezing=SequentialFreezing(period=3))
     FineTuning(epochs=4, learning_rate=0.1, freezing=SequentialFreezing(period=3))
 
