@@ -82,7 +82,7 @@ class LatencyTable:
             except ValidationError as exc:
                 raise InputError(
                     f"reading the latency table '{path}'",
-                    found=f"line {number} of {len(lines)}: {exc.errors()[0]['msg']}",
+                    found=f"line {number} of {len(lines)}: {_told(exc)}",
                     accepted="JSON lines of schema 1, as 'lrd-deploy calibrate latency' writes them",
                     remedy="restore the file, or delete it to measure again",
                 ) from exc
@@ -126,3 +126,9 @@ class LatencyTable:
         for (found, signature, choice), row in self.rows.items():
             if found == conditions:
                 yield (signature, choice), row
+
+
+def _told(exc: ValidationError) -> str:
+    """The first mistake, with the key it is at."""
+    first = exc.errors()[0]
+    return f"'{first['loc'][-1]}': {first['msg']}" if first["loc"] else first["msg"]

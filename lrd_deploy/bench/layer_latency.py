@@ -155,7 +155,7 @@ class MeasuredLatency:
         for number, (signature, choices) in enumerate(missing.items()):
             self._measure(signature, choices, known.get((signature, _DENSE)))
             timings += len(choices)
-            self.observer.progress("timing layers", number + 1, len(missing), f"{timings} timings")
+            self.observer.progress("timing layers", number + 1, len(missing), f"{timings} timing{'s' * (timings != 1)}")
         return self._known()
 
     def _known(self) -> dict[tuple[LayerSignature, Choice], float]:

@@ -64,7 +64,7 @@ def stored_conditions(table: LatencyTable, wanted: Conditions) -> Conditions:
     machines = [table.environments[one.fingerprint].cpu for one in alike if one.fingerprint in table.environments]
     raise InputError(
         "planning from a stored latency table",
-        found=f"rows of {len(alike)} machines ({', '.join(sorted(machines))})" if alike else f"rows for {_few(found)}",
+        found=f"rows of {len(alike)} machines ({', '.join(sorted(machines))})" if alike else _few(found),
         accepted="rows of one machine for " + wanted.model_dump_json(exclude={"fingerprint"}),
         remedy="pass one machine's file, with the recipe's batch and threads"
         if alike
@@ -73,4 +73,4 @@ def stored_conditions(table: LatencyTable, wanted: Conditions) -> Conditions:
 
 
 def _few(found: set[str]) -> str:
-    return "; ".join(sorted(found)[:3]) or "nothing"
+    return f"rows for {'; '.join(sorted(found)[:3])}" if found else "no rows"

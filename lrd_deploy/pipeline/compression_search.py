@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lrd_deploy.errors import UsageError
 from lrd_deploy.pipeline.planning import checked
+from lrd_deploy.ranks.allocate import rounded_up
 from lrd_deploy.ranks.by_latency import LatencyPlanner
 from lrd_deploy.ranks.source import ModelTimer
 from lrd_deploy.records import BiasCorrection, Comparison, OutputDifference, RankPlan, Skipped
@@ -142,11 +143,5 @@ def _out_of_reach(tried: list[Built], limit: float) -> UsageError:
         "compressing within an error",
         found=f"at most {limit:g} (relative L2 of the outputs on held-out samples)",
         accepted=f"the mildest plan that makes the model faster is off by {least:.3g}",
-        remedy=f"allow {_rounded_up(least):g}, or fine-tune the factors with a recipe",
+        remedy=f"allow {rounded_up(least):g}, or fine-tune the factors with a recipe",
     )
-
-
-def _rounded_up(value: float) -> float:
-    """Two significant digits, never below the value."""
-    text = float(f"{value:.1e}")
-    return text if text >= value else float(f"{value * 1.05:.1e}")

@@ -78,15 +78,21 @@ def run(
             accepted=f"one of: {', '.join(STAGES)}",
             remedy="name a stage",
         )
-    _check_threads(recipe, STAGES.index(until))
+    _check_early(recipe, STAGES.index(until))
     with open_workspace(recipe, recipe_folder, folder, observer or SilentObserver()) as work:
         return _run(work, STAGES.index(until))
 
 
-def _check_threads(recipe: Recipe, last: int) -> None:
-    """Before hours of training, for whatever will be timed here; a plan from tables may be for another machine."""
-    from lrd_deploy.bench.compare import check_threads
+def _check_early(recipe: Recipe, last: int) -> None:
+    """Before hours of training: tables that cannot be read, and more threads than cores where something is timed here.
 
+    A plan from tables may be for another machine.
+    """
+    from lrd_deploy.bench.compare import check_threads
+    from lrd_deploy.bench.latency_table import LatencyTable
+
+    if last >= STAGES.index("plan"):
+        LatencyTable.read_all(recipe.tables)
     plans_here = last >= STAGES.index("plan") and measures(recipe.ranks) and not recipe.tables
     if plans_here or last >= STAGES.index("bench"):
         check_threads(recipe.bench.threads)

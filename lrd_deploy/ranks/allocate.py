@@ -52,7 +52,7 @@ def allocate(options: Sequence[Sequence[Candidate]], budget: Budget) -> list[Can
 
     Args:
         options: per layer, at least one.
-        budget: at least one of latency and loss is limited.
+        budget: what is not limited may be anything.
     """
     from scipy.optimize import Bounds, LinearConstraint, milp  # 0.4 s to import
 
@@ -101,20 +101,45 @@ def undominated(candidates: Sequence[Candidate], *, most: int) -> list[Candidate
     return [kept[index] for index in sorted(picked)]
 
 
-def out_of_reach(options: Sequence[Sequence[Candidate]], wanted: str) -> UsageError:
+def out_of_reach(options: Sequence[Sequence[Candidate]], wanted: str, *, parameters: bool = False) -> UsageError:
     """Returns the error for a budget that no combination meets: how far the candidates go, each by itself.
 
     Args:
         options: per layer, dense first.
         wanted: the budget in words.
+        parameters: whether it limits them.
     """
     dense_ms = sum(layer[0].latency_ms for layer in options)
     fastest = dense_ms / sum(min(option.latency_ms for option in layer) for layer in options)
     weights = sum(layer[0].parameters for layer in options)
     fewest = sum(min(option.parameters for option in layer) for layer in options) / weights if weights else 1.0
+    ask = f"ask for at most {int(fastest * 100) / 100:.2f}×"
+    if parameters:
+        ask += f" and allow more than {percent(fewest)} of the parameters"
     return UsageError(
         "choosing ranks by latency",
         found=wanted,
-        accepted=f"by themselves the candidates reach {fastest:.2f}× and {fewest:.0%} of the parameters",
-        remedy=f"ask for at most {int(fastest * 100) / 100:.2f}×, or allow lower ranks with a smaller {QUANTUM}",
+        accepted=f"by themselves the candidates reach {fastest:.2f}× and {percent(fewest)} of the parameters",
+        remedy=f"{ask}, or allow lower ranks with a smaller {QUANTUM}",
     )
+
+
+def error_out_of_reach(wanted: str, least: float) -> UsageError:
+    """Returns the error for a limit on the predicted error below `least`, the smallest of any plan that would do."""
+    return UsageError(
+        "choosing ranks by latency",
+        found=wanted,
+        accepted=f"the least predicted error of a plan that would do is {least:.3g}",
+        remedy=f"allow {rounded_up(least):g}, or finer ranks with a smaller {QUANTUM}",
+    )
+
+
+def percent(share: float) -> str:
+    """Returns a share in percent, to three digits."""
+    return f"{100 * share:.3g}%"
+
+
+def rounded_up(value: float) -> float:
+    """Returns two significant digits, never below the value."""
+    text = float(f"{value:.1e}")
+    return text if text >= value else float(f"{value * 1.05:.1e}")

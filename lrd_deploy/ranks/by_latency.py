@@ -5,8 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from copy import copy
 
+from lrd_deploy.errors import UsageError
 from lrd_deploy.models.layer import Layer
-from lrd_deploy.ranks.allocate import Budget, Candidate, allocate, out_of_reach, undominated
+from lrd_deploy.ranks.allocate import (
+    Budget,
+    Candidate,
+    allocate,
+    error_out_of_reach,
+    out_of_reach,
+    percent,
+    undominated,
+)
 from lrd_deploy.ranks.correction import Correction, corrected_until_met
 from lrd_deploy.ranks.cost import parameters
 from lrd_deploy.ranks.evidence import Evidence
@@ -62,14 +71,18 @@ class LatencyPlanner:
         """Returns the plan that meets the policy's goal; as measured on the whole model where a timer is given.
 
         Raises:
-            UsageError: no combination of candidates meets it; the message says what the nearest does.
+            UsageError: no combination of candidates meets it, or only the dense model is within so small an error;
+                the message says what the nearest does.
         """
         target = self.policy.target_speedup
         if timer is not None and target is not None:
-            return corrected_until_met(self._solved, timer, self._dense_plan(), self._fastest_plan(), target)
+            extremes = self._dense_plan(), self._fastest_plan()
+            return corrected_until_met(self._solved, timer, *extremes, target, self._goal())
         plan = self._solved(Correction())
+        if target is None and (plan is None or not plan.factorised):
+            self._refuse_too_small_an_error()
         if plan is None:
-            raise out_of_reach(self._options(), self._goal())
+            raise self._out_of_reach()
         return plan if timer is None else _measured(plan, timer)
 
     def aiming_at(self, policy: LatencyRank) -> LatencyPlanner:
@@ -200,12 +213,32 @@ class LatencyPlanner:
     def _budget(self, options: Sequence[Sequence[Candidate]], correction: Correction) -> Budget:
         policy = self.policy
         dense_ms = sum(layer[0].latency_ms for layer in options)
-        weights = sum(layer[0].parameters for layer in options)
         return Budget(
             latency_ms=correction.budget_ms(dense_ms, policy.target_speedup) if policy.target_speedup else None,
             loss=policy.max_error**2 if policy.max_error else None,
-            parameters=policy.max_parameters * weights if policy.max_parameters is not None else None,
+            parameters=self._most_parameters(options),
         )
+
+    def _most_parameters(self, options: Sequence[Sequence[Candidate]]) -> float | None:
+        share = self.policy.max_parameters
+        return None if share is None else share * sum(layer[0].parameters for layer in options)
+
+    def _out_of_reach(self) -> UsageError:
+        limited = self.policy.max_parameters is not None
+        return out_of_reach(self._options(), self._goal(), parameters=limited)
+
+    def _refuse_too_small_an_error(self) -> None:
+        """Raises an error that names the least that would do; returns where no error would."""
+        if self.policy.max_parameters is None:
+            mildest = self.mildest_plan()
+            least = mildest.predicted_error if mildest else None
+        else:
+            options = self._options()
+            dense_ms = sum(layer[0].latency_ms for layer in options)
+            fewer = allocate(options, Budget(latency_ms=dense_ms, parameters=self._most_parameters(options)))
+            least = sum(candidate.loss for candidate in fewer) ** 0.5 if fewer else None
+        if least:
+            raise error_out_of_reach(self._goal(), least)
 
     def _goal(self) -> str:
         policy = self.policy
@@ -215,7 +248,7 @@ class LatencyPlanner:
             else f"a relative error of at most {policy.max_error:g}"
         )
         if policy.max_parameters is not None:
-            wanted += f" with at most {policy.max_parameters:.0%} of the parameters"
+            wanted += f" with at most {percent(policy.max_parameters)} of the parameters"
         return wanted
 
     def _plan_of(self, options: Sequence[Sequence[Candidate]], chosen: Sequence[Candidate], speedup: float) -> RankPlan:
@@ -238,10 +271,13 @@ class LatencyPlanner:
         return self._plan_of(options, [layer[0] for layer in options], 1.0)
 
     def _fastest_plan(self) -> RankPlan:
+        """Of those with as few parameters as the policy wants."""
         options = self._options()
-        fastest = [min(layer, key=lambda candidate: candidate.latency_ms) for layer in options]
+        chosen = allocate(options, Budget(parameters=self._most_parameters(options)))
+        if chosen is None:
+            raise self._out_of_reach()
         dense_ms = sum(layer[0].latency_ms for layer in options)
-        return self._plan_of(options, fastest, dense_ms / sum(candidate.latency_ms for candidate in fastest))
+        return self._plan_of(options, chosen, dense_ms / sum(candidate.latency_ms for candidate in chosen))
 
     def _explained(self, layer: Layer, options: Sequence[Candidate], chosen: Candidate) -> PlannedLayer:
         dense = options[0]

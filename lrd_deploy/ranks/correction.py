@@ -44,6 +44,7 @@ def corrected_until_met(
     dense: RankPlan,
     fastest: RankPlan,
     target: float,
+    goal: str,
 ) -> RankPlan:
     """Returns the plan with the least predicted error whose *measured* speedup is at least the target.
 
@@ -53,8 +54,9 @@ def corrected_until_met(
         solve: returns the best plan under a correction, or None where no combination is predicted to be fast enough.
         timer: measures a whole model.
         dense: the plan that keeps every layer.
-        fastest: the plan that takes every layer's fastest form; measured where a prediction says that nothing will do.
+        fastest: the fastest plan within the other budgets; measured where a prediction says that nothing will do.
         target: the speedup wanted.
+        goal: the same in words, with the other budgets.
 
     Raises:
         UsageError: even the fastest combination measures below the target.
@@ -72,10 +74,10 @@ def corrected_until_met(
             break
         correction = _fitted(dense_ms, lowrank_ms, layers_ms, _layers_ms(plan), correction)
     met = [plan for plan in tried if plan.measured_speedup >= target]
-    return min(met, key=lambda plan: plan.predicted_error) if met else _nearest(tried, fastest, timer, target)
+    return min(met, key=lambda plan: plan.predicted_error) if met else _nearest(tried, fastest, timer, target, goal)
 
 
-def _nearest(tried: list[RankPlan], fastest: RankPlan, timer: ModelTimer, target: float) -> RankPlan:
+def _nearest(tried: list[RankPlan], fastest: RankPlan, timer: ModelTimer, target: float, goal: str) -> RankPlan:
     """The fastest plan tried, with a note; an error where even the fastest combination is below the target."""
     dense_ms, lowrank_ms = timer.latencies_ms(fastest)
     most = max(dense_ms / lowrank_ms, *(plan.measured_speedup for plan in tried))
@@ -83,7 +85,7 @@ def _nearest(tried: list[RankPlan], fastest: RankPlan, timer: ModelTimer, target
         reach = int(most * 100) / 100
         raise UsageError(
             "choosing ranks by latency",
-            found=f"a speedup of {target:g}",
+            found=goal,
             accepted=f"the fastest combination of candidates measures {reach:.2f}× on the whole model",
             remedy=f"ask for at most {reach:.2f}×, or allow lower ranks with a smaller {QUANTUM}",
         )

@@ -58,7 +58,7 @@ def test_tables_merge_by_union_and_the_last_row_counts(tmp_path):
     ("mutilated", "found"),
     [
         (lambda text: text[:-30], "line 2 of 2"),
-        (lambda text: text.replace('"schema_version":1', '"schema_version":9'), "line 1 of 2: Input should be 1"),
+        (lambda text: text.replace('"schema_version":1', '"schema_version":9'), "1 of 2: 'schema_version': Input"),
         (lambda text: '{"a": 1}\n' + text, "line 1 of 3"),
         (lambda text: text.replace("2.0", "-2.0"), "greater than 0"),
         (lambda _text: "\x00\xff", "line 1 of 1"),
@@ -101,6 +101,11 @@ def test_two_other_machines_are_one_too_many():
 def test_rows_of_another_batch_are_told_apart():
     with pytest.raises(InputError, match=r'rows for .*"batch":32.*; rows of one machine for .*"batch":8'):
         stored_conditions(table(row(KeepDense(), 1.0, batch=32)), conditions())
+
+
+def test_an_empty_table_has_no_rows():
+    with pytest.raises(InputError, match="no rows; rows of one machine for"):
+        stored_conditions(LatencyTable(), conditions())
 
 
 def test_layers_that_a_table_lacks_are_named():

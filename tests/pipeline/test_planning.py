@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from lrd_deploy.errors import UsageError
+from lrd_deploy.errors import StorageError, UsageError
 from lrd_deploy.pipeline import run
 from lrd_deploy.recipe import load_recipe
 from lrd_deploy.records import RankStudy
@@ -63,6 +63,13 @@ def test_calibration_can_be_left_out(tiny_recipe, tmp_path):
 def test_too_few_samples_are_told_in_the_plan(tiny_recipe, tmp_path):
     plan = planned(tiny_recipe(calibration={"samples": 3}, ranks={"policy": "uniform", "alpha": 1.2}), tmp_path / "run")
     assert any("3 calibration inputs cannot tell" in layer.reason for layer in plan.factorised)
+
+
+def test_a_table_that_cannot_be_read_is_told_before_anything_is_trained(tiny_recipe, tmp_path):
+    recipe = tiny_recipe(tables=["mistyped.jsonl"])
+    with pytest.raises(StorageError, match=r"mistyped\.jsonl"):
+        planned(recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_target_out_of_reach_says_what_is_in_reach(tiny_recipe, tmp_path):

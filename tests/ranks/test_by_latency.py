@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 
@@ -42,7 +44,7 @@ def test_a_higher_target_never_has_less_error():
 def test_an_error_budget_is_kept_and_used():
     plan, source = planned(LatencyRank(max_error=0.5))
     assert plan.predicted_error <= 0.5
-    tighter, _ = planned(LatencyRank(max_error=0.25))
+    tighter, _ = planned(LatencyRank(max_error=0.3))
     assert latency_of(source, plan) < latency_of(source, tighter)
 
 
@@ -62,6 +64,16 @@ def test_the_parameter_budget_binds_beside_the_latency_budget():
 def test_a_target_out_of_reach_says_how_far_the_candidates_go():
     with pytest.raises(UsageError, match=r"a speedup of 1000; by themselves the candidates reach \d+\.\d\d×"):
         planned(LatencyRank(target_speedup=1000))
+
+
+@pytest.mark.parametrize("max_parameters", [None, 0.2])
+def test_an_error_that_no_plan_is_within_is_refused_with_one_that_will_do(max_parameters):
+    with pytest.raises(UsageError, match=r"a relative error of at most 0\.001.*least predicted error") as refused:
+        planned(LatencyRank(max_error=0.001, max_parameters=max_parameters))
+    (allowed,) = re.findall(r"allow ([\d.]+),", str(refused.value))
+    plan, _ = planned(LatencyRank(max_error=float(allowed), max_parameters=max_parameters))
+    assert plan.factorised
+    assert plan.predicted_error <= float(allowed)
 
 
 def test_a_layer_that_no_rank_makes_faster_stays_dense_and_says_so():
@@ -143,6 +155,29 @@ def test_a_budget_with_slack_is_spent_on_less_error():
     whole = LatencyPlanner(LAYERS, LatencyRank(target_speedup=2), source).plan(timer)
     assert whole.measured_speedup >= 2
     assert whole.predicted_error < alone.predicted_error
+
+
+def test_the_parameter_budget_binds_on_the_whole_model_too():
+    source = Scripted(16)
+    policy = LatencyRank(target_speedup=1.01, max_parameters=0.1)
+    plan = LatencyPlanner(LAYERS, policy, source).plan(WholeModel(source, outside_ms=0, scale=1))
+    assert plan.lowrank_parameters <= 0.1 * plan.dense_parameters
+
+
+@pytest.mark.parametrize("timed", [True, False])
+def test_parameters_too_few_for_any_plan_are_refused_with_the_fewest(timed):
+    source = Scripted(16)
+    planner = LatencyPlanner(LAYERS, LatencyRank(target_speedup=1.01, max_parameters=0.001), source)
+    wanted = r"1\.01 with at most 0\.1% of the parameters; .*allow more than [\d.]+% of the parameters"
+    with pytest.raises(UsageError, match=wanted):
+        planner.plan(WholeModel(source, outside_ms=0, scale=1) if timed else None)
+
+
+def test_a_target_out_of_reach_within_the_parameters_names_both():
+    source = Scripted(16)
+    planner = LatencyPlanner(LAYERS, LatencyRank(target_speedup=100, max_parameters=0.5), source)
+    with pytest.raises(UsageError, match=r"a speedup of 100 with at most 50% of the parameters; the fastest"):
+        planner.plan(WholeModel(source, outside_ms=0, scale=1))
 
 
 @pytest.mark.parametrize("share", [-0.3, 0.0, 0.4])
