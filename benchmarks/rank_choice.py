@@ -167,6 +167,7 @@ class Bout:
         return {
             "dense_epochs": dense or subject.dense.epochs,
             "epochs": tuning or subject.fine_tune.epochs,
+            "learning_rate": subject.fine_tune.learning_rate,
             **subject.task,
         }
 

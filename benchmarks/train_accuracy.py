@@ -50,6 +50,7 @@ from lrd_deploy.train.accuracy import accuracy
 from lrd_deploy.train.loop import TrainingJob, train
 
 CALIBRATION_BATCHES = 20
+LEARNING_RATE = 5e-4  # of ten epochs, which a ViT bears as well; the four of `rank_choice.py` are gentler to it
 TWICE = {"factor_rates": FactorRates(A=2.0, B=2.0)}
 RANKS = UniformRank(alpha=2, round_to=16)
 # What each row changes of the reference, which is sequential freezing, a swap per epoch, state kept.
@@ -111,7 +112,8 @@ def computed(model: str, seed: int, rows: list[str], epochs: int, folder: Path) 
         yield line | {"accuracy": accuracy(dense, images), "test_images": sum(len(y) for _, y in batches(images.test))}
     for row in rows:
         if row != "dense":
-            settings = SUBJECTS[model].fine_tune.model_copy(update={"epochs": epochs})
+            changes = {"epochs": epochs, "learning_rate": LEARNING_RATE}
+            settings = SUBJECTS[model].fine_tune.model_copy(update=changes)
             found = fine_tuned(model, seed, weights, settings, row)
             print(f"{model} seed {seed}: {row} {found['accuracy']:.2%}, {found['seconds']:.0f} s", flush=True)
             yield {"model": model, "seed": seed, "row": row, "epochs": epochs} | found
