@@ -80,7 +80,7 @@ MEASURED_ROWS = {
     "paper, alpha 2": PolicyRow(PaperRank(alpha=2)),
     **{
         f"latency, {target:g}×": PolicyRow(LatencyRank(target_speedup=target), weighted=True)
-        for target in (1.5, 2, 2.5, 3, 4, 5, 6)
+        for target in (1.5, 2, 2.5, 3, 3.5, 4, 5, 6)
     },
 }
 PEER_ROWS = {
