@@ -36,7 +36,7 @@ def _named(name: str, ability: str, doing: str) -> Backend:
         raise UsageError(
             doing,
             found=f"the backend '{name}'",
-            accepted=f"one of: {', '.join(able)}",
+            accepted=f"one of: {', '.join(sorted(able))}",
             remedy="run 'lrd-deploy doctor' to see what works on this machine",
         )
     return able[name]
