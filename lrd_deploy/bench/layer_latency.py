@@ -20,8 +20,7 @@ from lrd_deploy.engines.backend import Runtime
 from lrd_deploy.observer import Observer, SilentObserver
 from lrd_deploy.records import Choice, Environment, Execution, KeepDense, LayerSignature
 
-_ROUNDS, _SECONDS_PER_CHOICE = 15, 0.15
-_CALLS, _CALLS_OF_LONG, _LONG_MS = 3, 2, 3.0  # a round's figure is the least of so many
+_ROUNDS, _CALLS, _SECONDS_PER_CHOICE = 15, 3, 0.15
 _FEWEST_ROUNDS, _LONGER = 5, 3
 _SETTLED = 0.1
 _DENSE = KeepDense()
@@ -208,18 +207,14 @@ class MeasuredLatency:
 
     def _timed(self, signature: LayerSignature, choices: Sequence[Choice], seconds: float) -> list[LatencyRow]:
         with self.layers.calls(signature, choices, self.batch, self.threads) as calls:
-            usual_ms = {
-                choice: warm_up(call, self.clock, window=3, least_seconds=0.02, most_seconds=0.2)[0]
-                for choice, call in calls.items()
-            }
-            times = _CALLS if usual_ms[_DENSE] < _LONG_MS else _CALLS_OF_LONG  # alike for all, or a least is favoured
+            for call in calls.values():
+                warm_up(call, self.clock, window=3, least_seconds=0.02, most_seconds=0.2)
             samples: dict[Choice, list[float]] = {choice: [] for choice in choices}
             started = self.clock()
             for number in range(_ROUNDS):
                 for choice in choices if number % 2 == 0 else reversed(choices):
                     calls[choice]()
-                    fastest = min(timed(calls[choice], self.clock, times))
-                    samples[choice].append(fastest / 1e6 / self.layers.per_call)
+                    samples[choice].append(min(timed(calls[choice], self.clock, _CALLS)) / 1e6 / self.layers.per_call)
                 if number + 1 >= _FEWEST_ROUNDS and self.clock() - started > seconds * len(choices) * 1e9:
                     break
         return [self._row(signature, choice, latencies) for choice, latencies in samples.items()]

@@ -130,7 +130,7 @@ def test_only_what_spread_is_timed_again_and_what_never_settles_not_a_third_time
     assert found[linear, SVD(rank=16)] == 3.0
     times = Counter(backend.log)
     again = min(times[f"{name}.onnx"] for name in ("dense", "svd_16", "svd_24"))
-    assert again > times["svd_8.onnx"] + 20  # 15 rounds of three calls, less the longer warm-up of a short call
+    assert again > times["svd_8.onnx"] + 30  # 15 rounds of four calls, less the longer warm-up of a short call
     latency.latencies_ms({linear: choices})
     assert Counter(backend.log) == times
 
