@@ -79,8 +79,8 @@ class LatencyPlanner:
             extremes = self._dense_plan(), self._fastest_plan()
             return corrected_until_met(self._solved, timer, *extremes, target, self._goal())
         plan = self._solved(Correction())
-        if target is None and (plan is None or not plan.factorised):
-            self._refuse_too_small_an_error()
+        if target is None and (plan is None or not plan.factorised) and (least := self._least_error()):
+            raise error_out_of_reach(self._goal(), least)
         if plan is None:
             raise self._out_of_reach()
         return plan if timer is None else _measured(plan, timer)
@@ -227,18 +227,15 @@ class LatencyPlanner:
         limited = self.policy.max_parameters is not None
         return out_of_reach(self._options(), self._goal(), parameters=limited)
 
-    def _refuse_too_small_an_error(self) -> None:
-        """Raises an error that names the least that would do; returns where no error would."""
+    def _least_error(self) -> float | None:
+        """The least predicted error of a plan that factorises something within the parameters; None without one."""
         if self.policy.max_parameters is None:
             mildest = self.mildest_plan()
-            least = mildest.predicted_error if mildest else None
-        else:
-            options = self._options()
-            dense_ms = sum(layer[0].latency_ms for layer in options)
-            fewer = allocate(options, Budget(latency_ms=dense_ms, parameters=self._most_parameters(options)))
-            least = sum(candidate.loss for candidate in fewer) ** 0.5 if fewer else None
-        if least:
-            raise error_out_of_reach(self._goal(), least)
+            return mildest.predicted_error if mildest else None
+        options = self._options()
+        dense_ms = sum(layer[0].latency_ms for layer in options)
+        fewer = allocate(options, Budget(latency_ms=dense_ms, parameters=self._most_parameters(options)))
+        return sum(candidate.loss for candidate in fewer) ** 0.5 if fewer else None
 
     def _goal(self) -> str:
         policy = self.policy
