@@ -16,6 +16,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from lrd_deploy.errors import InputError
 from lrd_deploy.files import read_bytes, write_text
 from lrd_deploy.records import Choice, Environment, Execution, LayerSignature, Record
+from lrd_deploy.records.record import first_mistake
 
 
 class Conditions(Record):
@@ -82,7 +83,7 @@ class LatencyTable:
             except ValidationError as exc:
                 raise InputError(
                     f"reading the latency table '{path}'",
-                    found=f"line {number} of {len(lines)}: {_told(exc)}",
+                    found=f"line {number} of {len(lines)}: {first_mistake(exc)}",
                     accepted="JSON lines of schema 1, as 'lrd-deploy calibrate latency' writes them",
                     remedy="restore the file, or delete it to measure again",
                 ) from exc
@@ -126,9 +127,3 @@ class LatencyTable:
         for (found, signature, choice), row in self.rows.items():
             if found == conditions:
                 yield (signature, choice), row
-
-
-def _told(exc: ValidationError) -> str:
-    """The first mistake, with the key it is at."""
-    first = exc.errors()[0]
-    return f"'{first['loc'][-1]}': {first['msg']}" if first["loc"] else first["msg"]

@@ -35,10 +35,15 @@ class Record(BaseModel):
         try:
             return cls.model_validate_json(read_bytes(path))
         except ValidationError as exc:
-            first = exc.errors()[0]
             raise InputError(
                 f"reading '{path}' as {cls.__name__}",
-                found=f"{first['msg']} at '{'.'.join(map(str, first['loc'])) or 'the top'}'",
+                found=first_mistake(exc),
                 accepted=f"a {cls.__name__} written by this version",
                 remedy="delete the file and run the command that made it again",
             ) from exc
+
+
+def first_mistake(exc: ValidationError) -> str:
+    """Returns what is wrong first in JSON that is no such record, and where."""
+    first = exc.errors()[0]
+    return f"{first['msg']} at '{'.'.join(map(str, first['loc'])) or 'the top'}'"

@@ -58,7 +58,10 @@ def test_tables_merge_by_union_and_the_last_row_counts(tmp_path):
     ("mutilated", "found"),
     [
         (lambda text: text[:-30], "line 2 of 2"),
-        (lambda text: text.replace('"schema_version":1', '"schema_version":9'), "1 of 2: 'schema_version': Input"),
+        (
+            lambda text: text.replace('"schema_version":1', '"schema_version":9'),
+            r"line 1 of 2: Input should be 1 at 'environment\.schema_version'",
+        ),
         (lambda text: '{"a": 1}\n' + text, "line 1 of 3"),
         (lambda text: text.replace("2.0", "-2.0"), "greater than 0"),
         (lambda _text: "\x00\xff", "line 1 of 1"),
