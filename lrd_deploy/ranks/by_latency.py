@@ -78,7 +78,7 @@ class LatencyPlanner:
         if timer is not None and target is not None:
             extremes = self._dense_plan(), self._fastest_plan()
             return corrected_until_met(self._solved, timer, *extremes, target, self._goal())
-        plan = self._solved(Correction())
+        plan = self._solved(Correction(), target)
         if target is None and (plan is None or not plan.factorised) and (least := self._least_error()):
             raise error_out_of_reach(self._goal(), least)
         if plan is None:
@@ -194,12 +194,15 @@ class LatencyPlanner:
 
     # Solving -------------------------------------------------------------------------------------------------
 
-    def _solved(self, correction: Correction) -> RankPlan | None:
-        """The best combination under the goal, every chosen latency measured where the source can; None if none is."""
+    def _solved(self, correction: Correction, speedup: float | None) -> RankPlan | None:
+        """The best combination under the goal, every chosen latency measured where the source can; None if none is.
+
+        Of goals by speedup it is this one that counts.
+        """
         for _ in range(_ROUNDS):
             options = self._options()
             dense_ms = sum(layer[0].latency_ms for layer in options)
-            chosen = allocate(options, self._budget(options, correction))
+            chosen = allocate(options, self._budget(options, correction, speedup))
             if chosen is None:
                 return None
             pairs = zip(self.layers, chosen, strict=True)
@@ -210,11 +213,11 @@ class LatencyPlanner:
         predicted = correction.predicted_speedup(dense_ms, sum(candidate.latency_ms for candidate in chosen))
         return self._plan_of(options, chosen, predicted)
 
-    def _budget(self, options: Sequence[Sequence[Candidate]], correction: Correction) -> Budget:
+    def _budget(self, options: Sequence[Sequence[Candidate]], correction: Correction, speedup: float | None) -> Budget:
         policy = self.policy
         dense_ms = sum(layer[0].latency_ms for layer in options)
         return Budget(
-            latency_ms=correction.budget_ms(dense_ms, policy.target_speedup) if policy.target_speedup else None,
+            latency_ms=None if speedup is None else correction.budget_ms(dense_ms, speedup),
             loss=policy.max_error**2 if policy.max_error else None,
             parameters=self._most_parameters(options),
         )

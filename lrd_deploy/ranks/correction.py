@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 
 from lrd_deploy.errors import UsageError
 from lrd_deploy.ranks.allocate import QUANTUM
 from lrd_deploy.ranks.source import ModelTimer
 from lrd_deploy.records import RankPlan
 
-_ROUNDS = 4
+_ROUNDS, _MOST_ROUNDS = 4, 8
 _CLOSE_ENOUGH = 0.02  # above the target by at most this share, there is nothing left to win back
+_FAR = 0.1  # by more than this, further rounds are worth their time
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Correction:
 
 
 def corrected_until_met(
-    solve: Callable[[Correction], RankPlan | None],
+    solve: Callable[[Correction, float], RankPlan | None],
     timer: ModelTimer,
     dense: RankPlan,
     fastest: RankPlan,
@@ -48,10 +50,14 @@ def corrected_until_met(
 ) -> RankPlan:
     """Returns the plan with the least predicted error whose *measured* speedup is at least the target.
 
-    Each round solves under the correction so far, measures the whole model, and fits the correction to it.
+    Each round solves under the correction so far, measures the whole model, and fits the correction to it. It aims
+    at the middle of what is close enough above the target, and higher by as much after every miss: a line that leads
+    just below the target would lead there again. Rounds end when a plan is close enough, when none is new, or after
+    four; after eight where no plan meets the target, or only by far.
 
     Args:
-        solve: returns the best plan under a correction, or None where no combination is predicted to be fast enough.
+        solve: returns the best plan under a correction for a speedup, or None where no combination is predicted to be
+            as fast.
         timer: measures a whole model.
         dense: the plan that keeps every layer.
         fastest: the fastest plan within the other budgets; measured where a prediction says that nothing will do.
@@ -64,16 +70,19 @@ def corrected_until_met(
     layers_ms = _layers_ms(dense)
     correction = Correction(outside_ms=timer.latencies_ms(dense)[0] - layers_ms)
     tried: list[RankPlan] = []
-    for _ in range(_ROUNDS):
-        plan = solve(correction) or fastest
+    met: list[RankPlan] = []
+    for number in range(_MOST_ROUNDS):
+        aim = target * (1 + _CLOSE_ENOUGH / 2 * (1 + len(tried) - len(met)))
+        plan = solve(correction, aim) or fastest
         if any(plan.layers == other.layers for other in tried):
             break
         dense_ms, lowrank_ms = timer.latencies_ms(plan)
         tried.append(plan.model_copy(update={"measured_speedup": dense_ms / lowrank_ms}))
-        if target <= dense_ms / lowrank_ms <= target * (1 + _CLOSE_ENOUGH):
+        met = [plan for plan in tried if plan.measured_speedup >= target]
+        excess = min((plan.measured_speedup / target - 1 for plan in met), default=inf)
+        if excess <= (_CLOSE_ENOUGH if number + 1 < _ROUNDS else _FAR):
             break
         correction = _fitted(dense_ms, lowrank_ms, layers_ms, _layers_ms(plan), correction)
-    met = [plan for plan in tried if plan.measured_speedup >= target]
     return min(met, key=lambda plan: plan.predicted_error) if met else _nearest(tried, fastest, timer, target, goal)
 
 
