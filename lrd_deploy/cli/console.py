@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,23 @@ def show(record: Record, rendered: RenderableType, *, as_json: bool, wrote: Sequ
     Console(highlight=False, soft_wrap=False, width=width, markup=True).print(rendered)
     for file in wrote:
         sys.stdout.write(f"{file}\n")  # whole, however narrow the terminal: a path is there to be copied
+
+
+def keep_stdout_for_results() -> None:
+    """Sends what libraries and child processes write to stdout to stderr; only Python's `sys.stdout` still goes there.
+
+    A solver's stray line would be in the middle of what `--json` promises to be one object. Without a stdout, or a
+    stderr, all stays as it is.
+    """
+    ours = sys.stdout
+    if ours is None or sys.stderr is None:
+        return
+    ours.flush()
+    results = os.dup(ours.fileno())
+    os.dup2(sys.stderr.fileno(), ours.fileno())
+    sys.stdout = os.fdopen(
+        results, "w", buffering=1 if os.isatty(results) else -1, encoding=ours.encoding, errors=ours.errors
+    )
 
 
 class ConsoleObserver:

@@ -35,6 +35,7 @@ from lrd_deploy.cli import (
     train,
     verify,
 )
+from lrd_deploy.cli.console import keep_stdout_for_results
 from lrd_deploy.errors import LrdError
 from lrd_deploy.processes import leave
 from lrd_deploy.version import __version__
@@ -103,6 +104,7 @@ def make_app() -> typer.Typer:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line and exits with its code."""
+    keep_stdout_for_results()
     code = exit_code(list(arguments) if arguments is not None else sys.argv[1:])
     leave()
     sys.exit(code)

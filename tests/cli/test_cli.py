@@ -22,6 +22,19 @@ from tests.report.folders import write_gate, write_run
 SIGNATURE = LayerSignature(kind="linear", in_channels=16, out_channels=16)
 
 
+NOISY = """
+import os, subprocess
+from lrd_deploy.cli import main
+quiet = main.exit_code
+def noisy(arguments):
+    os.write(1, b"a solver's line\\n")
+    subprocess.run(["echo", "a child's line"])
+    return quiet(arguments)
+main.exit_code = noisy
+main.main(["doctor", "--json"])
+"""
+
+
 @pytest.fixture
 def factors(tmp_path):
     path = tmp_path / "factors.onnx"
@@ -37,6 +50,13 @@ def refused(outcome, *parts):
     for part in parts:
         assert part in err
     return True
+
+
+def test_what_libraries_and_children_print_is_not_among_the_results():
+    done = subprocess.run([sys.executable, "-c", NOISY], check=True, capture_output=True, text=True)
+    assert json.loads(done.stdout)["environment"]
+    assert "a solver's line" in done.stderr
+    assert "a child's line" in done.stderr
 
 
 GROUPED = [(group, verb) for group, _, verbs in GROUPS for verb, _ in verbs]
