@@ -89,17 +89,21 @@ def read(path: Path) -> list[Line]:
     return lines
 
 
-def front(lines: Sequence[Line], model: str) -> Front:
-    """Averages a model's rows over seeds; of lines with different budgets only the last line's budget counts."""
+def front(lines: Sequence[Line], model: str, order: Sequence[str] = ()) -> Front:
+    """Averages a model's rows over seeds, in this order; of lines with different budgets only the last line's counts.
+
+    Rows that the order does not name come last, as they were computed.
+    """
     own = [line for line in lines if line["model"] == model]
     own = [line for line in own if line["budget"] == own[-1]["budget"]]
     reference = reference_row(own)
     dense = {line["seed"]: line["accuracy"] for line in own if line["row"] == reference}
-    by_row: dict[str, list[Line]] = {}
+    by_row: dict[str, list[Line]] = {row: [] for row in order}
     for line in own:
         by_row.setdefault(line["row"], []).append(line)
     finished = {row: [line for line in found if "accuracy" in line] for row, found in by_row.items()}
-    refusals = {line["row"]: line["refusal"] for line in own if "refusal" in line}
+    refused = {row: [line["refusal"] for line in found if "refusal" in line] for row, found in by_row.items()}
+    refusals = {row: found[-1] for row, found in refused.items() if found}
     points = tuple(_point(row, found, dense) for row, found in finished.items() if found)
     return Front(model, points, reference, refusals)
 

@@ -116,7 +116,7 @@ def main() -> None:
                 Bout(arguments, model, seed, results).run(rows)
     stored = fronts.read(results)
     for model in {line["model"]: None for line in stored}:
-        front = fronts.front(stored, model)
+        front = fronts.front(stored, model, list(all_rows(peers=True)))
         print(f"\n## {model}\n\n{fronts.table(front)}\n\n{fronts.summary(front)}")
         if arguments.plot:
             print(f"\n{fronts.plot(front, arguments.plot / f'fronts-{model}.svg')}")
