@@ -68,12 +68,12 @@ UNIFORM_ROWS = {
     "alpha 2, up to 8": PolicyRow(UniformRank(alpha=2, round_to=8, rounding="up")),
     "alpha 2, floored to 8": PolicyRow(UniformRank(alpha=2, round_to=8)),
     "alpha 2, floored to 16": PolicyRow(UniformRank(alpha=2, round_to=16)),
-    "alpha 2, floored to 16, weighted": PolicyRow(UniformRank(alpha=2, round_to=16), weighted=True),
     "alpha 2, floored to 32": PolicyRow(UniformRank(alpha=2, round_to=32)),
-    "alpha 1.5, floored to 16": PolicyRow(UniformRank(alpha=1.5, round_to=16)),
-    "alpha 3, floored to 16": PolicyRow(UniformRank(alpha=3, round_to=16)),
-    "alpha 4, floored to 16": PolicyRow(UniformRank(alpha=4, round_to=16)),
-    "alpha 6, floored to 16": PolicyRow(UniformRank(alpha=6, round_to=16)),
+    **{f"alpha {alpha:g}, floored to 16": PolicyRow(UniformRank(alpha=alpha, round_to=16)) for alpha in (1.5, 3, 4, 6)},
+    **{  # what is left of the gain when uniform ranks get our factors
+        f"alpha {alpha:g}, floored to 16, weighted": PolicyRow(UniformRank(alpha=alpha, round_to=16), weighted=True)
+        for alpha in (2, 3, 4, 6)
+    },
 }
 # A name that starts with "latency" is compared in the summary with the best uniform row and the best peer.
 MEASURED_ROWS = {
