@@ -55,7 +55,7 @@ class FrontPoint:
         if self.row == "dense INT8":
             return "INT8"
         if first in {"formula", "alpha"}:
-            return "uniform"
+            return "weighted" if self.row.endswith(", weighted") else "uniform"
         return first if first in _FAMILIES else "policy"
 
 
@@ -115,8 +115,13 @@ def reference_row(lines: Sequence[Line]) -> str:
 
 
 def speed_at_accuracy(points: Sequence[FrontPoint], accuracy: float) -> FrontPoint | None:
-    """Returns the fastest row whose mean accuracy is above `accuracy`, or within 0.3 points of it; None without one."""
-    good = [point for point in points if point.accuracy >= accuracy - WITHIN_POINTS / 100 - 1e-9]
+    """Returns the fastest row whose mean accuracy is above `accuracy`, or within 0.3 points of it; None without one.
+
+    A row that some seed was refused does not count.
+    """
+    seeds = max((point.seeds for point in points), default=0)
+    least = accuracy - WITHIN_POINTS / 100 - 1e-9
+    good = [point for point in points if point.seeds == seeds and point.accuracy >= least]
     return max(good, key=lambda point: point.speedup, default=None)
 
 
@@ -127,10 +132,12 @@ def table(found: Front) -> str:
         "| speedup × MACs |",
         "|---|---|---|---|---|---|---|---|",
     ]
+    seeds = max(p.seeds for p in found.points)
     for p in found.points:
+        row = p.row if p.seeds == seeds else f"{p.row} ({p.seeds} of {seeds} seeds)"
         accuracy = f"{p.accuracy:.2%} ({p.spread[0]:.1%} to {p.spread[1]:.1%})"
         speedup = f"{p.speedup:.2f}× ({p.low:.2f} to {p.high:.2f})"
-        cells = (p.row, p.ranks, accuracy, f"{p.drop_points:+.2f}", speedup, f"{p.macs:.1%}", f"{p.parameters:.1%}")
+        cells = (row, p.ranks, accuracy, f"{p.drop_points:+.2f}", speedup, f"{p.macs:.1%}", f"{p.parameters:.1%}")
         lines.append(f"| {' | '.join(cells)} | {p.efficiency:.2f} |")
     lines += [f"| {row} | refused: {' '.join(reason.split())} | | | | | | |" for row, reason in found.refusals.items()]
     return "\n".join(lines)
