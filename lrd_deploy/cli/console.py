@@ -7,7 +7,6 @@ import sys
 from typing import TYPE_CHECKING
 
 from lrd_deploy.processes import Processes
-from lrd_deploy.records import Record
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
     from lrd_deploy.cli.written import Written
+    from lrd_deploy.records import Record
 
 
 def show(record: Record, rendered: RenderableType, *, as_json: bool, wrote: Sequence[Written] = ()) -> None:
