@@ -1,11 +1,12 @@
 """Few timings against a timing of every rank: what the plan of each is worth, at the same predicted error.
 
-    python benchmarks/rank_sweep.py [--models resnet vit] [--threads 1] --out FOLDER
+    python benchmarks/rank_sweep.py [--models resnet18 vit] [--threads 1] --out FOLDER
 
-Small models at 32 pixels, batch 8, with random weights: a sweep of theirs ends within minutes. It times every rank of
-every form (of Tucker-2 those in the proportion of the layer's widths) and plans from all of them; the other plan finds
-the quantum and the staircases by itself. The error of uniform ranks is the budget of both, and the two models are
-measured against each other in fresh processes.
+The models of `rank_choice.py`, trained, with errors weighed by their calibration data: of random weights any rank
+loses about as much. The sweep times every rank of every form (in wide layers 128 of them, of Tucker-2 those in the
+proportion of the layer's widths) and plans from all of them; the other plan finds the quantum and the staircases by
+itself. The error of uniform ranks is the budget of both, and the two models are measured against each other in fresh
+processes.
 """
 
 from __future__ import annotations
@@ -14,34 +15,32 @@ import argparse
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
-import torch
 from plan_speed import interval
-from transformers import ResNetConfig, ResNetForImageClassification, ViTConfig, ViTForImageClassification
+from subjects import build, data, dense_weights
 
 from lrd_deploy.bench.compare import compare
 from lrd_deploy.bench.layer_latency import MeasuredLatency
 from lrd_deploy.bench.model_latency import random_factors
+from lrd_deploy.decompose.evidence import gather_evidence
 from lrd_deploy.export.torch_export import INPUT, export_onnx
+from lrd_deploy.models.data import batches
 from lrd_deploy.models.layer import Layer
 from lrd_deploy.models.survey import survey
 from lrd_deploy.ranks.by_latency import LatencyPlanner
 from lrd_deploy.ranks.choose import plan_ranks
+from lrd_deploy.ranks.evidence import Evidence
 from lrd_deploy.ranks.staircase import forms, in_proportion
 from lrd_deploy.recipe import LatencyRank, UniformRank
-from lrd_deploy.recipe.settings import Bench
+from lrd_deploy.recipe.settings import Bench, Calibration
 from lrd_deploy.records import Choice, LayerSignature, RankPlan
 from lrd_deploy.rewrite.apply import rewrite_file
 from lrd_deploy.rewrite.decompose_node import DecomposeNode
 
-BATCH, LABELS = 8, 10
-_RESNET = {"embedding_size": 64, "hidden_sizes": [64, 96, 128], "depths": [2, 2, 2], "layer_type": "basic"}
-_VIT = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 6, "num_attention_heads": 4}
-MODELS = {
-    "resnet": lambda: ResNetForImageClassification(ResNetConfig(num_labels=LABELS, **_RESNET)),
-    "vit": lambda: ViTForImageClassification(ViTConfig(num_labels=LABELS, image_size=32, patch_size=4, **_VIT)),
-}
+BATCH = 8
+CALIBRATION_BATCHES = 8
 ALPHAS = (1.5, 2.0, 3.0)
 
 
@@ -58,7 +57,7 @@ class Planned:
 def main() -> None:
     """Prints a Markdown table, a row per model and budget."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--models", nargs="+", choices=("resnet18", "vit"), default=["resnet18", "vit"])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
@@ -71,15 +70,18 @@ def main() -> None:
 
 def rows(name: str, threads: int, out: Path) -> list[str]:
     """One model at every budget."""
-    torch.manual_seed(0)
-    module, image = MODELS[name]().eval(), torch.randn(BATCH, 3, 32, 32)
-    layers, dense = survey(module, image[:1]), out / f"{name}.onnx"
+    images, module = data(name, 0), build(name, dense_weights(name, 0, out)).eval()
+    images.train.generator.manual_seed(0)
+    seen = [inputs for inputs, _ in islice(batches(images.train), CALIBRATION_BATCHES)]
+    layers, dense, image = survey(module, seen[0][:1], skip=("classifier*",)), out / f"{name}.onnx", seen[0][:BATCH]
     nodes = {origin.node: origin.module for origin in export_onnx(module, image, dense, opset=20).origins}
-    planners = {how: _Planner(layers, threads, out / f"{name}-{how}.jsonl", how) for how in ("few", "sweep")}
+    evidence = gather_evidence(module, layers, seen, damping=Calibration().damping)
+    planners = {how: _Planner(layers, evidence, threads, out / f"{name}-{how}.jsonl", how) for how in ("few", "sweep")}
     told = []
     for alpha in ALPHAS:
-        uniform = plan_ranks(layers, UniformRank(alpha=alpha, round_to=16))
-        budget = sum(layer.predicted_error**2 for layer in uniform.factorised) ** 0.5
+        uniform = plan_ranks(layers, UniformRank(alpha=alpha, round_to=16), evidence=evidence)
+        importance = evidence.importance
+        budget = sum(importance[layer.name] * layer.predicted_error**2 for layer in uniform.factorised) ** 0.5
         made = {}
         for how, planner in planners.items():
             plan, target = planner.plan(budget), out / f"{name}-{how}-{alpha:g}.onnx"
@@ -101,12 +103,12 @@ def rows(name: str, threads: int, out: Path) -> list[str]:
 class _Planner:
     """Plans for one budget after the other; every latency is timed once."""
 
-    def __init__(self, layers: Sequence[Layer], threads: int, store: Path, how: str) -> None:
+    def __init__(self, layers: Sequence[Layer], evidence: Evidence, threads: int, store: Path, how: str) -> None:
         store.unlink(missing_ok=True)
         started = time.perf_counter()
         self.source = MeasuredLatency(batch=BATCH, threads=threads, store=store)
         self.quantum = 1 if how == "sweep" else "auto"
-        self.planner = LatencyPlanner(layers, self._policy(1.0), self.source)
+        self.planner = LatencyPlanner(layers, self._policy(1.0), self.source, evidence)
         if how == "sweep":
             self.planner.staircases.ask(every_rank(layers))
         self.seconds = time.perf_counter() - started
