@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from lrd_deploy.cli.goal import latency_goal
 from lrd_deploy.cli.recipe_argument import JsonOption, SizeOption, TableOption
-
-if TYPE_CHECKING:
-    from lrd_deploy.recipe import LatencyRank
 
 
 def compress(
@@ -48,7 +46,7 @@ def compress(
     from lrd_deploy.pipeline.onnx_samples import random_samples, refuse_sizes_beside_data, stored_samples
     from lrd_deploy.report.compression import compression_table
 
-    goal = _goal(model, {"target_speedup": target_speedup, "max_error": max_error, "quantum": quantum})
+    goal = latency_goal(model, target_speedup=target_speedup, max_error=max_error, quantum=quantum)
     graph = read_model(model)
     bench = deployed_bench(graph, batch, threads, launches=4 if quick else 8)
     sizes = parse_dimensions(dim or (), ranges=False)
@@ -64,22 +62,3 @@ def compress(
         done = compress_file(model, output, goal, samples, measuring, observer)
     wrote = written_model(output)
     show(placed_model(done, wrote), compression_table(done), as_json=as_json, wrote=[wrote])
-
-
-def _goal(model: Path, asked: dict[str, float | None]) -> LatencyRank:
-    from pydantic import ValidationError
-
-    from lrd_deploy.errors import UsageError
-    from lrd_deploy.recipe import LatencyRank
-
-    given = {name: value for name, value in asked.items() if value is not None}
-    default = {} if given.keys() & {"target_speedup", "max_error"} else {"target_speedup": 2.0}
-    try:
-        return LatencyRank(**default, **given)
-    except ValidationError as exc:
-        raise UsageError(
-            f"compressing '{model}'",
-            found=", ".join(f"--{name.replace('_', '-')} {value:g}" for name, value in given.items()),
-            accepted=exc.errors()[0]["msg"],
-            remedy="correct the options",
-        ) from exc

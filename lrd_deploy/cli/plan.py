@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lrd_deploy.cli.goal import BatchOption, QuantumOption, ThreadsOption, latency_goal
 from lrd_deploy.cli.recipe_argument import JsonOption, OutOption, SizeOption, TableOption, run_until
 
 if TYPE_CHECKING:
+    from lrd_deploy.recipe import LatencyRank
     from lrd_deploy.records import RankPlan
 
 
@@ -21,8 +23,9 @@ def plan(
     table: TableOption = None,
     target_speedup: Annotated[float | None, typer.Option(help="With an ONNX file: how much faster. [2]")] = None,
     max_error: Annotated[float | None, typer.Option(help="With an ONNX file: predicted relative error.")] = None,
-    batch: Annotated[int | None, typer.Option(help="With an ONNX file: the deployed batch. [8]")] = None,
-    threads: Annotated[int | None, typer.Option(help="With an ONNX file: the deployed threads. [1]")] = None,
+    quantum: QuantumOption = None,
+    batch: BatchOption = None,
+    threads: ThreadsOption = None,
     dim: SizeOption = None,
     calibration_data: Annotated[
         Path | None, typer.Option(help="With an ONNX file: an .npz file of real inputs by name, to weigh errors by.")
@@ -37,13 +40,14 @@ def plan(
     from lrd_deploy.cli.written import Written
     from lrd_deploy.report.terminal import figures_of, plan_table
 
-    options = {"target_speedup": target_speedup, "max_error": max_error, "batch": batch, "threads": threads}
+    options = {"target_speedup": target_speedup, "max_error": max_error, "quantum": quantum}
     if what.endswith(".onnx"):
         folder = out or Path("runs", Path(what).stem)
-        given = {name: value for name, value in options.items() if value is not None}
-        planned = _plan_of_onnx(Path(what), folder, table, given, calibration_data, dim or [])
+        goal = latency_goal(Path(what), **options)
+        planned = _plan_of_onnx(Path(what), goal, (batch, threads), folder, table, calibration_data, dim or [])
     else:
-        _refuse_options({**options, "dim": dim, "calibration_data": calibration_data})
+        others = {"batch": batch, "threads": threads, "dim": dim, "calibration_data": calibration_data}
+        _refuse_options({**options, **others})
         result = run_until("plan", what, out, table)
         folder, planned = result.folder, result.plan
     wrote = [Written(folder / "plan.json")]
@@ -52,36 +56,24 @@ def plan(
 
 def _plan_of_onnx(
     model: Path,
+    goal: LatencyRank,
+    batch_and_threads: tuple[int | None, int | None],
     folder: Path,
     table: list[Path] | None,
-    options: dict[str, float],
     calibration_data: Path | None,
     dim: list[str],
 ) -> RankPlan:
-    from pydantic import ValidationError
-
     from lrd_deploy.cli.console import ConsoleObserver
     from lrd_deploy.engines.profile import parse_dimensions
-    from lrd_deploy.errors import UsageError
+    from lrd_deploy.export.onnx_file import read_model
+    from lrd_deploy.pipeline.onnx_bench import deployed_bench
     from lrd_deploy.pipeline.onnx_planning import plan_onnx
-    from lrd_deploy.recipe import LatencyRank
-    from lrd_deploy.recipe.settings import Bench
 
-    goal = {name: options[name] for name in ("target_speedup", "max_error") if name in options}
-    try:
-        policy = LatencyRank(**(goal or {"target_speedup": 2.0}))
-        bench = Bench(**{name: options[name] for name in ("batch", "threads") if name in options})
-    except ValidationError as exc:
-        raise UsageError(
-            f"planning '{model}'",
-            found=f"{options}",
-            accepted=exc.errors()[0]["msg"],
-            remedy="correct the options",
-        ) from exc
+    bench = deployed_bench(read_model(model), *batch_and_threads)
     with ConsoleObserver() as observer:
         planned = plan_onnx(
             model,
-            policy,
+            goal,
             bench,
             folder,
             observer,

@@ -54,7 +54,7 @@ def export_stage(work: Workspace, dense: TrainedModel, lowrank: TrainedModel, pl
 
 def rewrite_stage(work: Workspace, exported: ExportedPair) -> RewrittenModel:
     """Pads the low-rank arm's ranks to the quantum and checks that its outputs stay."""
-    quantum = work.recipe.rewrite.quantum
+    quantum = work.recipe.padded_to
     depends_on = {"lowrank": exported.lowrank.sha256, "quantum": quantum}
 
     def make(_key: str) -> tuple[RewrittenModel, list[Path]]:

@@ -161,7 +161,7 @@ class LatencyPlanner:
         return {
             choice: spectrum.relative_error(choice) ** 2
             for form in forms(layer.signature)
-            for choice in grid(layer.signature, form, self.quantum)
+            for choice in grid(layer.signature, form, self.staircases.step(layer.signature))
         }
 
     def _options(self) -> list[list[Candidate]]:
@@ -284,7 +284,8 @@ class LatencyPlanner:
         if layer.refusal or layer.signature is None:
             return kept_dense(layer, layer.refusal or "its size is not known", dense.latency_ms or None)
         if not self._errors[layer.name]:
-            return kept_dense(layer, f"no multiple of {self.quantum} saves parameters", dense.latency_ms)
+            step = self.staircases.step(layer.signature)
+            return kept_dense(layer, f"no multiple of {step} saves parameters", dense.latency_ms)
         if chosen.choice == _DENSE:
             faster = any(option.latency_ms < dense.latency_ms for option in options[1:])
             reason = "its error buys more time elsewhere" if faster else "no form is faster than dense"

@@ -9,7 +9,7 @@ from typing import Literal
 from lrd_deploy.models.layer import Layer
 from lrd_deploy.ranks.cost import macs
 from lrd_deploy.ranks.source import LatencySource
-from lrd_deploy.ranks.staircase import Staircase, forms, quantum_from, quantum_probes, ranks_to_time
+from lrd_deploy.ranks.staircase import Staircase, forms, quantum_from, quantum_probes, ranks_to_time, step_of
 from lrd_deploy.records import Choice, KeepDense, LayerSignature
 
 _FINEST = 8  # where no layer is wide enough to tell; finer steps are below what timings can tell apart
@@ -24,11 +24,13 @@ class Exploration:
     Attributes:
         source: times layers.
         quantum: the step of the ranks.
+        finest: what the step may become in layers too narrow for the quantum.
         known: latencies by layer and choice, in milliseconds per pass.
     """
 
     source: LatencySource
     quantum: int = _FINEST
+    finest: int = _FINEST
     known: dict[LayerSignature, dict[Choice, float]] = field(default_factory=dict)
     _asked: set[tuple[LayerSignature, Choice]] = field(default_factory=set)
     _staircases: dict[tuple[LayerSignature, tuple[str, str]], Staircase] = field(default_factory=dict)
@@ -38,6 +40,10 @@ class Exploration:
     def timings(self) -> int:
         """How many latencies were asked for."""
         return len(self._asked)
+
+    def step(self, signature: LayerSignature) -> int:
+        """Returns what the ranks of this layer are multiples of."""
+        return step_of(signature, self.quantum, self.finest)
 
     def ask(self, requests: Mapping[LayerSignature, Sequence[Choice]]) -> bool:
         """Asks for what was not asked for before; tells whether anything new was learned."""
@@ -82,20 +88,20 @@ def explore(layers: Sequence[Layer], source: LatencySource, quantum: int | Liter
     Args:
         layers: refused ones are timed dense only.
         source: times layers.
-        quantum: the step of the ranks; "auto" finds it on the costliest layers.
+        quantum: the step of the ranks; "auto" finds it on the costliest layers, and makes it finer in narrow ones.
     """
     found = Exploration(source)
     found.ask({layer.signature: [_DENSE] for layer in layers if layer.signature})
     free = tuple(dict.fromkeys(layer.signature for layer in layers if layer.may_be_factorised))
-    found.quantum = _quantum(found, free) if quantum == "auto" else quantum
+    found.quantum, found.finest = (_quantum(found, free), _FINEST) if quantum == "auto" else (quantum, quantum)
     while found.ask({signature: _wanted(found, signature) for signature in free}):
         pass
     return found
 
 
 def _wanted(found: Exploration, signature: LayerSignature) -> list[Choice]:
-    known = found.known[signature]
-    return [choice for form in forms(signature) for choice in ranks_to_time(signature, form, found.quantum, known)]
+    known, step = found.known[signature], found.step(signature)
+    return [choice for form in forms(signature) for choice in ranks_to_time(signature, form, step, known)]
 
 
 def _quantum(found: Exploration, signatures: Sequence[LayerSignature]) -> int:

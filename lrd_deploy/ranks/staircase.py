@@ -31,6 +31,7 @@ _ON_THE_LINE = 0.06  # a point this close to where its neighbours put it needs n
 _OFF_THE_STEP = 0.04  # a rank just past a step costs at least this much more
 _DEPTH = 2
 _LEVELS = {1: 128, 2: 24}
+_FEWEST = 3  # steps that a narrow layer is given in each form
 
 
 def forms(signature: LayerSignature) -> tuple[Choice, ...]:
@@ -99,6 +100,20 @@ def quantum_from(probes: Sequence[Choice], latency_ms: Callable[[Choice], float]
             return quantum
         quantum = offset
     return quantum
+
+
+@lru_cache(maxsize=1024)
+def step_of(signature: LayerSignature, quantum: int, finest: int) -> int:
+    """Returns the step of one layer's ranks: the quantum, halved while one of its forms has fewer than three.
+
+    A step that is small for wide layers leaves a narrow one hardly a choice. It never gets smaller than `finest`.
+    """
+    step = quantum
+    while step % 2 == 0 and step // 2 >= finest:
+        if min(len(in_proportion(signature, form, step)) for form in forms(signature)) >= _FEWEST:
+            break
+        step //= 2
+    return step
 
 
 # The line --------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from pydantic_core import ErrorDetails
 
 from lrd_deploy.errors import LrdError, UsageError, raise_all
 from lrd_deploy.files import read_bytes
-from lrd_deploy.recipe.policies import Policy
+from lrd_deploy.recipe.policies import LatencyRank, PaperRank, Policy
 from lrd_deploy.recipe.settings import (
     Bench,
     Build,
@@ -31,6 +31,7 @@ from lrd_deploy.recipe.settings import (
     TransformersConfig,
 )
 
+_QUANTUM_OF_FORMULAS = 16  # blocks of channels on common hardware; measured ranks need no rule of thumb
 _WHERE_KEYS_ARE_SAID = "docs/recipe.md lists every key"
 
 
@@ -57,6 +58,13 @@ class Recipe(Settings):
     bench: Bench = Bench()
     progress: Progress = Progress()
     seed: int = Field(default=0, ge=0)
+
+    @property
+    def padded_to(self) -> int:
+        """What the exported ranks are padded to multiples of; 1 leaves them as they are."""
+        if self.rewrite.quantum != "auto":
+            return self.rewrite.quantum
+        return 1 if isinstance(self.ranks, (LatencyRank, PaperRank)) else _QUANTUM_OF_FORMULAS
 
     @field_validator("model", "data", mode="before")
     @classmethod

@@ -48,7 +48,8 @@ class LatencyRank(Settings):
 
     Every distinct layer is timed on the deployment backend, in every form and dense. `max_error` is the relative
     error of the model's outputs on the calibration data before fine-tuning, as predicted. `max_parameters` bounds the
-    share of the planned layers' parameters that may remain. `quantum` is the step of the ranks; `auto` finds it.
+    share of the planned layers' parameters that may remain. `quantum` is the step of the ranks; `auto` finds it,
+    and makes it finer in narrow layers.
     `training_weight` is how much a training step counts beside an inference: 0 plans for inference, 1 for training.
     `precision` is that of the timed layers: for models that are converted before they are served. Only in fp32, which
     a run's files are in, is the whole model timed as well.

@@ -296,9 +296,12 @@ class Export(Settings):
 
 
 class Rewrite(Settings):
-    """Ranks that are no multiple of `quantum` are padded up to one; 1 leaves every rank as it is."""
+    """Ranks that are no multiple of `quantum` are padded up to one; 1 leaves every rank as it is.
 
-    quantum: int = Field(default=16, ge=1)
+    `auto` leaves ranks that were chosen by measured time, and pads those of a formula to multiples of 16.
+    """
+
+    quantum: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
 
 
 class Build(Settings):

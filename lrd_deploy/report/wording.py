@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import floor, log10
 
+from lrd_deploy.ranks.forms import ranks_of
 from lrd_deploy.records import Choice, KeepDense, Latency, Pair, RankPlan, Ratio, RunRecord
 
 
@@ -51,10 +52,16 @@ def plan_sentences(plan: RankPlan) -> list[str]:
     text = f"predicted speedup {plan.predicted_speedup:.2f}×"
     if plan.measured_speedup is not None:
         text += f", {plan.measured_speedup:.2f}× measured on the whole model"
-    sentences = [f"{text}; ranks step by {plan.quantum}"]
+    sentences = [f"{text}; ranks step by {plan.quantum}{_finer_steps(plan)}"]
     if plan.predicted_error is not None:
         sentences.append(f"predicted relative error of the outputs before fine-tuning: {plan.predicted_error:.3f}")
     return sentences
+
+
+def _finer_steps(plan: RankPlan) -> str:
+    """Says so where some layer's ranks step by less."""
+    ranks = [rank for layer in plan.factorised for rank in ranks_of(layer.choice)]
+    return ", in narrow layers by less" if any(rank % plan.quantum for rank in ranks) else ""
 
 
 def comparison_rows(record: RunRecord) -> list[tuple[str, str, str, str]]:

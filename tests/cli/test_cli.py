@@ -587,10 +587,11 @@ def onnx_file(tmp_path):
 def test_an_onnx_file_is_planned_without_a_recipe(call, onnx_file, tmp_path):
     data = tmp_path / "data.npz"
     np.savez(data, x=np.random.default_rng(0).standard_normal((20, 256, 12, 12)).astype(np.float32))
-    arguments = ["plan", str(onnx_file), "--target-speedup", "1.1", "--calibration-data", str(data)]
+    arguments = ["plan", str(onnx_file), "--target-speedup", "1.1", "--calibration-data", str(data), "--quantum", "32"]
     code, out, err = call(*arguments, "--batch", "4", "--out", str(tmp_path / "run"), "--json")
     assert code == 0, err
     plan = json.loads(out)
+    assert plan["quantum"] == 32
     assert [layer["name"] for layer in plan["layers"]] == ["conv"]
     assert plan["layers"][0]["choice"]["form"] != "dense"
     assert plan["measured_speedup"] >= 1.1
@@ -602,11 +603,24 @@ def test_an_onnx_file_is_planned_without_a_recipe(call, onnx_file, tmp_path):
     [
         (["--target-speedup", "2", "--max-error", "0.1"], "exactly one of"),
         (["--target-speedup", "0.5"], "greater than 1"),
-        (["--batch", "0"], "greater than or equal to 1"),
+        (["--quantum", "16", "--max-error", "0"], "greater than 0"),
     ],
 )
 def test_goals_that_make_no_sense_are_refused(call, onnx_file, arguments, reason):
     assert refused(call("plan", str(onnx_file), *arguments), reason)
+
+
+def test_a_plan_is_for_the_batch_that_the_file_fixes(call, onnx_file, tmp_path):
+    import onnx
+
+    model = onnx.load(onnx_file)
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
+    onnx.save(model, onnx_file)
+    assert refused(call("plan", onnx_file, "--batch", 8), "--batch 8", "2, which the input 'x' fixes")
+    code, _, err = call("plan", onnx_file, "--max-error", 0.9, "--out", tmp_path / "run")
+    assert code == 0, err
+    rows = [json.loads(line) for line in (tmp_path / "run" / "latency.jsonl").read_text().splitlines()]
+    assert {row["conditions"]["batch"] for row in rows if row["kind"] == "latency"} == {2}
 
 
 @pytest.mark.slow

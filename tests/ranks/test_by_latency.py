@@ -88,8 +88,8 @@ def test_a_layer_that_no_rank_makes_faster_stays_dense_and_says_so():
 
 
 def test_a_layer_without_a_rank_on_the_grid_says_so():
-    plan, _ = planned(layers=[*LAYERS, conv(8, name="thin")])
-    assert plan.layers[-1].reason == "no multiple of 16 saves parameters"
+    plan, _ = planned(layers=[*LAYERS, conv(4, name="thin")])
+    assert plan.layers[-1].reason == "no multiple of 8 saves parameters"
 
 
 def test_refused_layers_count_but_stay():

@@ -13,6 +13,7 @@ from lrd_deploy.ranks.staircase import (
     quantum_from,
     quantum_probes,
     ranks_to_time,
+    step_of,
     with_ranks,
 )
 from lrd_deploy.records import SVD, ChannelSVD, KeepDense, Tucker2
@@ -44,6 +45,33 @@ def test_the_grid_holds_multiples_of_the_quantum_that_save_weights(kernel):
 
 def test_a_layer_thinner_than_the_quantum_has_an_empty_grid():
     assert all(grid(conv(8).signature, form, 16) == () for form in forms(conv(8).signature))
+
+
+@pytest.mark.parametrize(
+    ("layer", "step"),
+    [
+        (conv(512), 64),  # seven ranks in the form with the fewest
+        (conv(256), 64),
+        (conv(128), 32),
+        (conv(64), 16),
+        (conv(32), 8),
+        (conv(8), 8),  # none at all, but no finer than that
+        (conv(512, out=64, kernel=1), 16),
+    ],
+)
+def test_a_narrow_layer_steps_by_less_than_the_quantum(layer, step):
+    assert step_of(layer.signature, 64, finest=8) == step
+    assert step_of(layer.signature, 64, finest=64) == 64
+    assert step_of(layer.signature, 8, finest=8) == 8
+
+
+def test_exploring_refines_only_a_quantum_that_it_found_itself():
+    layers = [conv(512, kernel=1, name="wide"), conv(64, name="narrow")]
+    found = explore(layers, Scripted(64), "auto")
+    assert (found.quantum, found.step(layers[0].signature), found.step(layers[1].signature)) == (64, 64, 16)
+    narrow = [ranks_of(choice) for choice in found.known[layers[1].signature]]
+    assert any(rank % 64 for ranks in narrow for rank in ranks)
+    assert explore(layers, Scripted(64), 64).step(layers[1].signature) == 64
 
 
 def test_a_wide_layer_steps_by_several_quanta():
