@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from copy import copy
+from math import isfinite
 
 from lrd_deploy.errors import UsageError
 from lrd_deploy.models.layer import Layer
@@ -179,8 +180,9 @@ class LatencyPlanner:
         return [dense, *undominated(faster, most=_MOST_CANDIDATES)]
 
     def _pays(self, candidate: Candidate, dense: Candidate) -> bool:
-        """Slower than dense is only worth it where parameters are scarce too."""
-        return candidate.latency_ms < dense.latency_ms or self.policy.max_parameters is not None
+        """Slower than dense is only worth it where parameters are scarce too, and what no timing tells of is not."""
+        scarce = self.policy.max_parameters is not None and isfinite(candidate.latency_ms)
+        return candidate.latency_ms < dense.latency_ms or scarce
 
     def _candidate(self, layer: Layer, choice: Choice) -> Candidate:
         squared = 0.0 if choice == _DENSE else self._errors[layer.name].get(choice, 1.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import median_low
 from typing import Literal
 
 from lrd_deploy.models.layer import Layer
@@ -13,6 +14,7 @@ from lrd_deploy.ranks.staircase import Staircase, forms, quantum_from, quantum_p
 from lrd_deploy.records import Choice, KeepDense, LayerSignature
 
 _FINEST = 8  # where no layer is wide enough to tell; finer steps are below what timings can tell apart
+_COARSEST = 32  # a larger step would leave wide layers without low ranks
 _VOTERS = 3
 _DENSE = KeepDense()
 
@@ -105,7 +107,7 @@ def _wanted(found: Exploration, signature: LayerSignature) -> list[Choice]:
 
 
 def _quantum(found: Exploration, signatures: Sequence[LayerSignature]) -> int:
-    """The smallest step that one of the costliest layers shows: its grid holds those of the larger steps too."""
+    """The step that the costliest layers show in the middle: the smallest may be noise of a single one."""
     tellable = [signature for signature in signatures if quantum_probes(signature)]
     costliest = sorted(tellable, key=lambda signature: macs(signature, _DENSE), reverse=True)[:_VOTERS]
     found.ask({signature: quantum_probes(signature) for signature in costliest})
@@ -114,7 +116,7 @@ def _quantum(found: Exploration, signatures: Sequence[LayerSignature]) -> int:
         for signature in costliest
         if found.known[signature].keys() >= set(probes := quantum_probes(signature))
     ]
-    return max(min(shown), _FINEST) if shown else _FINEST
+    return min(max(median_low(shown), _FINEST), _COARSEST) if shown else _FINEST
 
 
 def _form(choice: Choice) -> tuple[str, str]:

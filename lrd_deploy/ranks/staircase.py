@@ -29,6 +29,7 @@ FORMS_OF_KERNELS: tuple[Choice, ...] = (
 QUANTA = (64, 32, 16, 8, 4)
 _ON_THE_LINE = 0.06  # a point this close to where its neighbours put it needs no closer look
 _OFF_THE_STEP = 0.04  # a rank just past a step costs at least this much more
+_SAME_STEP = 0.02  # two ranks on one step differ by less than this
 _DEPTH = 2
 _LEVELS = {1: 128, 2: 24}
 _FEWEST = 3  # steps that a narrow layer is given in each form
@@ -88,18 +89,18 @@ def quantum_from(probes: Sequence[Choice], latency_ms: Callable[[Choice], float]
     """Returns the smallest step between ranks that the hardware rewards, read off the latencies of `probes`.
 
     A rank belongs to the staircase's grid when it costs no more than the straight line from the first probe to the
-    one 64 above; 1 where even the rank just above a multiple of 64 does.
+    one 64 above, and less than the next larger rank of the grid; 1 where even the rank just above a multiple of 64
+    does.
     """
     first, *offsets = probes
-    start = ranks_of(first)[0]
-    rise = (latency_ms(offsets[0]) - latency_ms(first)) / QUANTA[0]
-    quantum = QUANTA[0]
+    start, above = ranks_of(first)[0], offsets[0]
+    rise = (latency_ms(above) - latency_ms(first)) / QUANTA[0]
     for probe in offsets[1:]:
-        offset = ranks_of(probe)[0] - start
-        if latency_ms(probe) > (latency_ms(first) + max(rise, 0.0) * offset) * (1 + _OFF_THE_STEP):
-            return quantum
-        quantum = offset
-    return quantum
+        line = latency_ms(first) + max(rise, 0.0) * (ranks_of(probe)[0] - start)
+        if latency_ms(probe) > min(line * (1 + _OFF_THE_STEP), latency_ms(above) * (1 - _SAME_STEP)):
+            break
+        above = probe
+    return ranks_of(above)[0] - start
 
 
 @lru_cache(maxsize=1024)

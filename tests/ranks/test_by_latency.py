@@ -8,7 +8,7 @@ from lrd_deploy.ranks.by_latency import LatencyPlanner
 from lrd_deploy.ranks.choose import plan_ranks
 from lrd_deploy.ranks.evidence import Evidence
 from lrd_deploy.recipe import LatencyRank, PaperRank, UniformRank
-from lrd_deploy.records import SVD, KeepDense, RankPlan
+from lrd_deploy.records import SVD, KeepDense, RankPlan, Tucker2
 from tests.ranks.scripted import Scripted, conv, dense_latency_of, latency_of
 
 LAYERS = [conv(256, name="a"), conv(256, name="bb"), conv(512, kernel=1, name="ccc")]
@@ -85,6 +85,17 @@ def test_a_layer_that_no_rank_makes_faster_stays_dense_and_says_so():
     (pointwise,) = [layer for layer in plan.layers if layer.name == "ccc"]
     assert pointwise.choice == KeepDense()
     assert pointwise.reason == "no form is faster than dense"
+
+
+def test_a_form_that_no_timing_tells_of_is_left_out_where_parameters_are_scarce():
+    class KnowsNoTucker(Scripted):
+        def latencies_ms(self, requests):
+            told = super().latencies_ms(requests)
+            return {key: latency for key, latency in told.items() if not isinstance(key[1], Tucker2)}
+
+    plan, _ = planned(LatencyRank(target_speedup=1.01, max_parameters=0.2), source=KnowsNoTucker(16))
+    assert plan.factorised
+    assert not any(isinstance(layer.choice, Tucker2) for layer in plan.layers)
 
 
 def test_a_layer_without_a_rank_on_the_grid_says_so():
