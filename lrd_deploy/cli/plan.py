@@ -12,6 +12,7 @@ from lrd_deploy.cli.recipe_argument import JsonOption, OutOption, SizeOption, Ta
 
 if TYPE_CHECKING:
     from lrd_deploy.recipe import LatencyRank
+    from lrd_deploy.recipe.settings import Bench
     from lrd_deploy.records import RankPlan
 
 
@@ -38,13 +39,15 @@ def plan(
     """
     from lrd_deploy.cli.console import show
     from lrd_deploy.cli.written import Written
+    from lrd_deploy.export.onnx_file import read_model
+    from lrd_deploy.pipeline.onnx_bench import deployed_bench
     from lrd_deploy.report.terminal import figures_of, plan_table
 
     options = {"target_speedup": target_speedup, "max_error": max_error, "quantum": quantum}
     if what.endswith(".onnx"):
-        folder = out or Path("runs", Path(what).stem)
-        goal = latency_goal(Path(what), **options)
-        planned = _plan_of_onnx(Path(what), goal, (batch, threads), folder, table, calibration_data, dim or [])
+        model, folder = Path(what), out or Path("runs", Path(what).stem)
+        goal, bench = latency_goal(model, **options), deployed_bench(read_model(model), batch, threads)
+        planned = _plan_of_onnx(model, goal, bench, folder, table, calibration_data, dim or [])
     else:
         others = {"batch": batch, "threads": threads, "dim": dim, "calibration_data": calibration_data}
         _refuse_options({**options, **others})
@@ -57,7 +60,7 @@ def plan(
 def _plan_of_onnx(
     model: Path,
     goal: LatencyRank,
-    batch_and_threads: tuple[int | None, int | None],
+    bench: Bench,
     folder: Path,
     table: list[Path] | None,
     calibration_data: Path | None,
@@ -65,11 +68,8 @@ def _plan_of_onnx(
 ) -> RankPlan:
     from lrd_deploy.cli.console import ConsoleObserver
     from lrd_deploy.engines.profile import parse_dimensions
-    from lrd_deploy.export.onnx_file import read_model
-    from lrd_deploy.pipeline.onnx_bench import deployed_bench
     from lrd_deploy.pipeline.onnx_planning import plan_onnx
 
-    bench = deployed_bench(read_model(model), *batch_and_threads)
     with ConsoleObserver() as observer:
         planned = plan_onnx(
             model,

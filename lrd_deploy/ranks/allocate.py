@@ -71,7 +71,7 @@ def allocate(options: Sequence[Sequence[Candidate]], budget: Budget) -> list[Can
         integrality=np.ones(len(flat)),
         bounds=Bounds(0, 1),
         constraints=constraints,
-        options={"mip_rel_gap": _GAP, "time_limit": 30.0, "presolve": False},  # after it HiGHS prints, unasked
+        options={"mip_rel_gap": _GAP, "time_limit": 30.0, "presolve": False},  # with it HiGHS prints more, unasked
     )
     if solution.x is None:
         return None

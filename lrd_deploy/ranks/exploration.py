@@ -107,7 +107,7 @@ def _wanted(found: Exploration, signature: LayerSignature) -> list[Choice]:
 
 
 def _quantum(found: Exploration, signatures: Sequence[LayerSignature]) -> int:
-    """The step that the costliest layers show in the middle: the smallest may be noise of a single one."""
+    """The middle one of the steps that the costliest layers show: the smallest may be noise of a single layer."""
     tellable = [signature for signature in signatures if quantum_probes(signature)]
     costliest = sorted(tellable, key=lambda signature: macs(signature, _DENSE), reverse=True)[:_VOTERS]
     found.ask({signature: quantum_probes(signature) for signature in costliest})
