@@ -289,9 +289,7 @@ class LatencyPlanner:
             step = self.staircases.step(layer.signature)
             return kept_dense(layer, f"no multiple of {step} saves parameters", dense.latency_ms)
         if chosen.choice == _DENSE:
-            faster = any(option.latency_ms < dense.latency_ms for option in options[1:])
-            reason = "its error buys more time elsewhere" if faster else "no form is faster than dense"
-            return kept_dense(layer, reason, dense.latency_ms)
+            return kept_dense(layer, self._why_dense(layer.signature, options), dense.latency_ms)
         timed = chosen.choice in self.staircases.known[layer.signature]
         return PlannedLayer(
             name=layer.name,
@@ -303,6 +301,12 @@ class LatencyPlanner:
             dense_latency_ms=dense.latency_ms,
             predicted_latency_ms=chosen.latency_ms,
         )
+
+    def _why_dense(self, signature: LayerSignature, options: Sequence[Candidate]) -> str:
+        if any(option.latency_ms < options[0].latency_ms for option in options[1:]):
+            return "its error buys more time elsewhere"
+        told = any(choice != _DENSE for choice in self.staircases.known[signature])
+        return "no form is faster than dense" if told else "no timing of its factors settled"
 
     def _front(self, options: Sequence[Sequence[Candidate]]) -> tuple[FrontPoint, ...]:
         """Least error at latencies spread between the fastest combination and dense."""

@@ -98,6 +98,16 @@ def test_a_form_that_no_timing_tells_of_is_left_out_where_parameters_are_scarce(
     assert not any(isinstance(layer.choice, Tucker2) for layer in plan.layers)
 
 
+def test_a_layer_whose_factors_could_not_be_timed_says_so():
+    class Restless(Scripted):
+        def latencies_ms(self, requests):
+            told = super().latencies_ms(requests)
+            return {key: ms for key, ms in told.items() if key[0].pointwise is False or key[1] == KeepDense()}
+
+    plan, _ = planned(source=Restless(16))
+    assert plan.layers[-1].reason == "no timing of its factors settled"
+
+
 def test_a_layer_without_a_rank_on_the_grid_says_so():
     plan, _ = planned(layers=[*LAYERS, conv(4, name="thin")])
     assert plan.layers[-1].reason == "no multiple of 8 saves parameters"
